@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The exception tree and the stable reason codes.
+
+A reason code is part of the product's contract: docs/reasons.md lists the same set, reports carry
+it, and the set only grows.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+REASONS: dict[str, str] = {
+    "already_traced": "another tracer holds a thread of the process",
+    "applier_failed": "the applier failed in a way it has no code for; see the message",
+    "arming_impossible": "no way of arming fits a function's entry",
+    "auto_impossible": "the auto policy cannot be sound for this patch or process",
+    "build_id_mismatch": "no mapped object has a build-id that the patch was built for",
+    "bundle_altered": "manifest or patch ELF differ from what was signed",
+    "busy": "another applier works on this host",
+    "conflict": "a patch that this one conflicts with is in force",
+    "generation_exhausted": "every row of the generation table is in use",
+    "global_quiescence_timeout": "no moment was found at which all threads were quiescent",
+    "gs_in_use": "a thread uses its GS base",
+    "header_corrupt": "the region's header is damaged",
+    "header_newer": "the region was laid out by a newer applier",
+    "health_check_failed": "the manifest's health check failed",
+    "hold_timeout": "the threads could not all be stopped in time",
+    "injection_failed": "a system call injected into the process failed",
+    "injection_timeout": "no thread of the process could run the injected calls in time",
+    "is_init": "the process is PID 1 and was not asked for",
+    "manifest_invalid": "the manifest does not fit its schema",
+    "memory_unreadable": "memory of the process could not be read",
+    "memory_unwritable": "memory of the process could not be written",
+    "no_free_address": "no free address within reach of the object",
+    "no_matching_process": "no running process maps an object this patch is for",
+    "no_permission": "the applier lacks a privilege",
+    "not_64bit": "the process is not a 64-bit x86-64 process",
+    "not_applied": "the patch is not in force in the process",
+    "old_code_mismatch": "the code in memory is not the code the patch was built against",
+    "patch_elf_malformed": "the patch ELF is damaged or hostile",
+    "patch_elf_unsupported": "the patch ELF needs a newer applier",
+    "policy_unsupported": "this applier does not offer the policy",
+    "region_too_small": "the patch does not fit into a region",
+    "required_patch_missing": "a patch that this one requires is not in force",
+    "seccomp_forbids": "the process's seccomp filter forbids a call that is needed",
+    "shadow_stack": "the process uses a shadow stack",
+    "signature_invalid": "the bundle's signature does not verify",
+    "signature_missing": "the bundle is not signed",
+    "signer_unknown": "the bundle's signer is not an allowed signer",
+    "stack_switching": "the object switches stacks and the manifest does not speak of it",
+    "still_required": "a patch in force requires this one",
+    "stragglers": "threads kept the transition open past its timeout",
+    "superseded": "a patch in force supersedes this one",
+    "symbol_not_found": "a symbol the patch needs was not found",
+    "tampered": "live memory is not as the region's header says",
+    "target_changed": "the process executed another program",
+    "target_exited": "the process is gone",
+    "thread_gone": "the thread is gone",
+    "thread_unstoppable": "the thread did not stop in time",
+    "transition_open": "an earlier transition of the process is still open",
+    "unsupported_relocation": "the patch ELF has a relocation of an unsupported type",
+    "usage": "the command line is wrong",
+}
+
+
+class WfpatchError(Exception):
+    """The root of all errors of the applier.
+
+    Attributes: ``reason`` a key of REASONS; ``message`` for people, naming object, thread or file,
+    what was expected, what was found and what to do next; ``result`` the facts for machines.
+    """
+
+    def __init__(self, reason: str, message: str, **result: Any) -> None:
+        if reason not in REASONS:
+            raise AssertionError(f"reason code {reason!r} is not listed in errors.REASONS")
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+        self.result: dict[str, Any] = result
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.message}"
+
+
+class Refused(WfpatchError):
+    """A refusal at plan time: nothing was written to the process."""
+
+
+class Failed(WfpatchError):
+    """A failure after work had begun: the process is healthy and the state is named and resumable."""
+
+
+class Usage(WfpatchError):
+    """The caller's words are wrong."""
