@@ -52,6 +52,7 @@ REASONS: dict[str, str] = {
     "stragglers": "threads kept the transition open past its timeout",
     "superseded": "a patch in force supersedes this one",
     "symbol_not_found": "a symbol the patch needs was not found",
+    "symbol_out_of_reach": "a symbol is too far from the region for the way the patch refers to it",
     "tampered": "live memory is not as the region's header says",
     "target_changed": "the process executed another program",
     "target_exited": "the process is gone",

@@ -7,9 +7,10 @@ The engine's tests need it without the builder: small, and only as clever as cod
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Callable
+from typing import Any
 
 from iced_x86 import Decoder, FlowControl, Instruction, Mnemonic, OpKind, Register
 
@@ -149,8 +150,8 @@ def padding(
     nop or int3, and the function before it ends in an instruction that never falls through.
     """
     lowest, highest = main.address + 2 - 128, main.address + 2 + 127
-    for (address, size), (following, _) in zip(entries, entries[1:]):
-        start = address + size
+    for (address, size), (following, _) in itertools.pairwise(entries):
+        start = address + max(size, 5)  # arming by one byte reads five bytes of a short function
         if size == 0 or following - start < 5 or not lowest <= start <= highest:
             continue
         fill = list(Decoder(64, read(start, following - start), ip=start))
@@ -205,9 +206,10 @@ def tail_edges(own: Sequence[Piece], replaced: Mapping[int, str]) -> list[str]:
                 assert target is not None
                 if target in replaced:
                     edges.add(replaced[target])
-            elif flow == FlowControl.INDIRECT_BRANCH:
-                if not _through_jump_table(instructions[:index], instruction):
-                    edges.add("*")
+            elif flow == FlowControl.INDIRECT_BRANCH and not _through_jump_table(
+                instructions[:index], instruction
+            ):
+                edges.add("*")
     return sorted(edges)
 
 

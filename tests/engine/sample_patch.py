@@ -335,7 +335,7 @@ class _NewCode:
         if home == "SHN_UNDEF":
             return self._outside(symbol.name), addend, []
         if not isinstance(home, int):
-            raise ValueError(f"unexpected home {home} of {symbol.name}")
+            raise RuntimeError(f"unexpected home {home} of {symbol.name}")
         if symbol["st_info"]["type"] != "STT_SECTION":
             name = symbol.name
             if name in self.functions or not self._is_new(name):
