@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+#
+# make demo, make test: everything else is a part of those. `make help` lists the targets.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+.DEFAULT_GOAL := help
+
+TOP := $(CURDIR)
+VENV := $(or $(WFPATCH_VENV),$(TOP)/.venv)
+PYTHON := $(VENV)/bin/python
+PYTEST := $(PYTHON) -m pytest
+export WFPATCH_CACHE ?= /var/cache/wfpatch
+export PATH := $(VENV)/bin:$(PATH)
+# A test's processes inherit these; what a developer has set for himself is not theirs.
+unexport PYTHONPATH PYTHONHOME ANSIBLE_CONFIG
+
+# The order is that of the least surprise: what is quick and names its fault comes first.
+TEST_SUITES := lint test-gates test-setup test-engine test-floor test-unit test-integration test-fleet
+
+.PHONY: help
+help: ## Say what the targets do
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: setup
+setup: ## Install what is needed: Debian packages, a virtual environment
+	@setup/environment
+
+.PHONY: applier
+applier: setup ## Pack the applier into one file, dist/wfpatch
+	@$(PYTHON) setup/pack_applier.py
+
+.PHONY: collection
+collection: applier ## Place this checkout as the collection wfpatch.fleet; print the collections path
+	@setup/collection
+
+.PHONY: demo
+demo: collection ## Live-patch redis and memcached on three SSH hosts under load, and judge it
+	@demo/run
+
+.PHONY: test
+test: ## Every suite but the slow ones; one verdict
+	@setup/suites $(TEST_SUITES)
+
+.PHONY: test-fresh
+test-fresh: setup ## Prove the set-up of demo and test in a new minimal Debian root
+	@setup/fresh
+
+.PHONY: lint
+lint: setup applier ## Style, types, warnings, licences, documents, sanity: the gates
+	@$(PYTHON) setup/lint
+
+.PHONY: test-gates
+test-gates: setup ## Each gate sees a planted fault
+	@$(PYTEST) tests/gates
+
+.PHONY: test-setup
+test-setup: setup ## The archive, the packed applier, the placed collection
+	@$(PYTEST) tests/setup
+
+.PHONY: test-engine
+test-engine: setup applier ## The applier and the builder on real ELF files and processes
+	@$(PYTEST) tests/engine $(wildcard tests/builder)
+
+.PHONY: test-floor
+test-floor: setup ## The applier's tests on the oldest Python and C library that hosts have
+	@setup/floor
+
+.PHONY: test-unit
+test-unit: setup applier ## The collection's plugins, by ansible-test units
+	@setup/ansible_test units --local --requirements --python 3.11 --color no
+
+.PHONY: test-integration
+test-integration: setup applier ## The collection's modules on this machine, by ansible-test integration
+	@setup/ansible_test integration --local --requirements --python 3.11 --color no
+
+.PHONY: test-fleet
+test-fleet: collection ## Playbooks on SSH hosts in namespaces, with real services under load
+	@$(PYTEST) tests/fleet $(wildcard tests/apps tests/load)
+
+.PHONY: test-soak
+test-soak: collection ## The suites' slow tests: long loops, kills, stress
+	@$(PYTEST) -m slow --timeout 3600 tests/engine $(wildcard tests/builder tests/apps tests/load) tests/fleet
+
+.PHONY: bench
+bench: collection ## Latency, gaps and costs, quiet and while patching
+	@benchmarks/run
+
+.PHONY: clean
+clean: ## Remove what was made in the checkout; the cache stays
+	rm -rf -- dist .work .mypy_cache .ruff_cache .pytest_cache tests/output
+	find . -path ./.venv -prune -o -name __pycache__ -type d -print0 | xargs -0r rm -rf --
