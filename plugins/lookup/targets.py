@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see https://www.gnu.org/licenses/gpl-3.0.txt)
+"""The hosts of a play, or an error when there are none."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+name: targets
+short_description: Host patterns of a play, never an empty set
+version_added: 0.1.0
+author:
+  - The WfPatch authors (@wfpatch)
+description:
+  - Returns the host patterns that it is given, for use as a play's C(hosts), but fails when no host of the inventory matches them.
+  - C(ansible-playbook) ends with exit code 0 when a play matches no host. A guard play does not help, since C(--limit) removes its host as well.
+    A play's C(hosts) are templated before hosts are matched, whatever the limit is, so an error here ends the whole run with a non-zero exit code.
+  - The inventory and C(--limit) are taken into account.
+options:
+  _terms:
+    description: Host patterns, as in a play's C(hosts).
+    type: list
+    elements: str
+    required: true
+"""
+
+EXAMPLES = r"""
+- name: Patch the hosts that were asked for
+  hosts: "{{ query('wfpatch.fleet.targets', wfpatch_hosts | default('all')) }}"
+  tasks: []
+"""
+
+RETURN = r"""
+_list:
+  description: The patterns.
+  type: list
+  elements: str
+  sample:
+    - webservers
+    - "!web3"
+"""
+
+import typing as t
+
+from ansible import context
+from ansible.errors import AnsibleError
+from ansible.inventory.manager import InventoryManager
+from ansible.plugins.lookup import LookupBase
+from ansible.utils.display import Display
+
+display = Display()
+
+
+def _patterns(terms: t.Iterable[t.Any]) -> list[str]:
+    patterns: list[str] = []
+    for term in terms:
+        if isinstance(term, str):
+            patterns.append(term.strip())
+        elif isinstance(term, (list, tuple)):
+            patterns.extend(_patterns(term))
+        else:
+            raise AnsibleError(f"{term!r} is not a host pattern")
+    return [pattern for pattern in patterns if pattern]
+
+
+class LookupModule(LookupBase):
+    """See DOCUMENTATION."""
+
+    def _matching(self, patterns: list[str], groups: dict[str, list[str]], limit: str | None) -> list[t.Any]:
+        """The hosts that the play will have, by Ansible's own matching over a copy of the inventory's groups."""
+        inventory = InventoryManager(loader=self._loader, sources=None, parse=False)
+        for group in groups:
+            inventory.add_group(group)
+        for group, hosts in groups.items():
+            for host in hosts:
+                inventory.add_host(host, group=group)
+        inventory.subset(limit)
+        return inventory.list_hosts(patterns)
+
+    def run(self, terms: list[t.Any], variables: dict[str, t.Any] | None = None, **kwargs: t.Any) -> list[str]:
+        """Run the lookup."""
+        self.set_options(var_options=variables, direct=kwargs)
+        patterns = _patterns(terms)
+        if context.CLIARGS.get("syntax"):
+            # A syntax check needs no inventory.
+            return patterns
+        limit = context.CLIARGS.get("subset")
+        groups = {str(name): [str(host) for host in hosts] for name, hosts in ((variables or {}).get("groups") or {}).items()}
+        if patterns and self._matching(patterns, groups, limit):
+            return patterns
+        limited = f" with --limit {limit}" if limit else ""
+        raise AnsibleError(
+            f"empty_host_set: no host matches {', '.join(patterns) or 'an empty pattern'}{limited} "
+            f"(the inventory has {len(groups.get('all', []))} hosts). A run without hosts is an error, never a success."
+        )

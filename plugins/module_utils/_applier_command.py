@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Call the applier on the host and turn what it says into a module's result."""
+
+from __future__ import annotations
+
+import json
+import os
+
+#: Exit codes of the applier.
+OK = 0
+FAILED = 1
+USAGE = 2
+BLOCKED = 3
+PENDING = 4
+TAMPERED = 5
+BUSY = 6
+NO_PROCESS = 7
+
+DEFAULT_PROGRAM = "/usr/local/sbin/wfpatch"
+DEFAULT_STORE = "/var/lib/wfpatch"
+DEFAULT_ALLOWED_SIGNERS = "/etc/wfpatch/allowed_signers"
+
+
+class ApplierFailure(Exception):
+    """The host cannot do what was asked: ``reason`` is a reason code, ``facts`` go into the module's result."""
+
+    def __init__(self, reason, message, **facts):
+        super().__init__(message)
+        self.reason = reason
+        self.facts = facts
+
+    def fail(self, module):
+        """End the module with this failure."""
+        module.fail_json(msg=str(self), reason=self.reason, **self.facts)
+
+
+class Answer:
+    """What one call of the applier said. ``result``: its JSON object, see schemas/result.schema.json."""
+
+    def __init__(self, exit_code, result):
+        self.exit_code = exit_code
+        self.result = result
+
+    @property
+    def state(self):
+        """The host's state with regard to the patches asked for."""
+        return self.result["state"]
+
+    @property
+    def reason(self):
+        """The reason code, or None."""
+        return self.result["reason"]
+
+    @property
+    def message(self):
+        """A text for people, never empty for a failure."""
+        return self.result["message"] or "the applier ended with exit code %d, state %s" % (self.exit_code, self.state)
+
+    def facts(self):
+        """The answer as a part of a module's result."""
+        return dict(state=self.state, reason=self.reason, exit_code=self.exit_code, result=self.result)
+
+
+def argument_spec():
+    """The options of every module that calls the applier."""
+    return dict(
+        program=dict(type="path", default=DEFAULT_PROGRAM),
+        store=dict(type="path", default=DEFAULT_STORE),
+        allowed_signers=dict(type="path", default=DEFAULT_ALLOWED_SIGNERS),
+    )
+
+
+def _parse(stdout):
+    try:
+        result = json.loads(stdout)
+    except ValueError:
+        return None
+    if not isinstance(result, dict) or result.get("schema") != 1:
+        return None
+    if not all(key in result for key in ("changed", "state", "reason", "message", "before", "after", "warnings")):
+        return None
+    return result
+
+
+def call(module, *arguments, **paths):
+    """Run the applier with the module's paths, or those given, and return its Answer.
+
+    Raises ApplierFailure with applier_missing or result_invalid.
+    """
+    program = paths.get("program", module.params["program"])
+    if not os.access(program, os.X_OK):
+        raise ApplierFailure(
+            "applier_missing",
+            "%s is not there or not executable: install the applier first (module wfpatch.fleet.applier, playbook wfpatch.fleet.install)" % program,
+        )
+    command = [
+        program,
+        "--store",
+        paths.get("store", module.params["store"]),
+        "--allowed-signers",
+        paths.get("allowed_signers", module.params["allowed_signers"]),
+        "--json",
+    ]
+    command.extend(arguments)
+    exit_code, stdout, stderr = module.run_command(command, environ_update=dict(LC_ALL="C.UTF-8"))
+    result = _parse(stdout)
+    if result is None:
+        raise ApplierFailure(
+            "result_invalid",
+            "%s ended with exit code %d and gave no result that this version of the collection reads: %s"
+            % (" ".join(command), exit_code, (stderr or stdout).strip()[-2000:] or "no output"),
+            exit_code=exit_code,
+        )
+    return Answer(exit_code, result)
+
+
+def _lines(summary):
+    lines = ["state: %s" % summary.get("state")]
+    for process in summary.get("processes", []):
+        lines.append(
+            "%s[%s] %s: %s, generation %s, patches in force: %s"
+            % (
+                process.get("comm"),
+                process.get("pid"),
+                process.get("object"),
+                process.get("state"),
+                process.get("generation"),
+                ", ".join(process.get("patches", [])) or "none",
+            )
+        )
+    return "\n".join(lines) + "\n"
+
+
+def difference(answer):
+    """Before and after as Ansible shows them with --diff."""
+    return dict(
+        before=_lines(answer.result["before"]),
+        after=_lines(answer.result["after"]),
+        before_header="live memory",
+        after_header="live memory",
+    )

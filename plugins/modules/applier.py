@@ -1,0 +1,273 @@
+#!/usr/bin/python
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Install or remove the applier on a host."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: applier
+short_description: Install or remove the live-patch applier
+version_added: 0.1.0
+author:
+  - The WfPatch authors (@wfpatch)
+description:
+  - Installs the applier, one file that needs nothing but Python 3.9, and the list of those who may sign patches, or removes both and the store.
+  - The action half sends the applier only to hosts that do not have this very file.
+  - Removing the applier changes no process. What was patched stays patched, and what was reverted keeps its region, until the process ends.
+options:
+  state:
+    description:
+      - Whether the applier is there.
+      - V(absent) also removes the store with all bundles and the list of allowed signers.
+    type: str
+    choices: [present, absent]
+    default: present
+  src:
+    description:
+      - The applier on the controller, as C(make applier) builds it.
+      - Required if O(state=present).
+    type: path
+  signers:
+    description:
+      - Contents of the file O(allowed_signers), one signer a line. Everything else in the file is removed.
+      - The file is left as it is when this is not given.
+    type: str
+  library:
+    description:
+      - The folder on the host in which the applier lies.
+    type: path
+    default: /usr/local/lib/wfpatch
+  interpreter:
+    description:
+      - The Python on the host that runs the applier.
+    type: path
+    default: /usr/bin/python3
+attributes:
+  check_mode:
+    support: full
+  diff_mode:
+    support: full
+  idempotent:
+    support: full
+extends_documentation_fragment:
+  - wfpatch.fleet.applier_command
+  - wfpatch.fleet.attributes
+  - wfpatch.fleet.attributes.controller
+  - wfpatch.fleet.attributes.fleet
+seealso:
+  - module: wfpatch.fleet.bundle
+  - module: wfpatch.fleet.live_patch
+"""
+
+EXAMPLES = r"""
+- name: Install the applier and say who may sign patches
+  wfpatch.fleet.applier:
+    src: dist/wfpatch
+    signers: "{{ lookup('ansible.builtin.file', 'allowed_signers') }}\n"
+  become: true
+
+- name: Remove the applier
+  wfpatch.fleet.applier:
+    state: absent
+  become: true
+"""
+
+RETURN = r"""
+version:
+  description: The version of the applier that is installed.
+  returned: when O(state=present), unless check mode found it missing
+  type: str
+  sample: 0.1.0
+paths:
+  description: What was (or would be) written or removed.
+  returned: success
+  type: list
+  elements: str
+  sample:
+    - /usr/local/lib/wfpatch/wfpatch
+    - /usr/local/sbin/wfpatch
+reason:
+  description: The reason code of a failure.
+  returned: failure
+  type: str
+  sample: no_permission
+"""
+
+import hashlib
+import os
+import shlex
+import shutil
+import tempfile
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.wfpatch.fleet.plugins.module_utils._applier_command import ApplierFailure, argument_spec, call
+
+WRAPPER = """#!/bin/sh
+# Installed by wfpatch.fleet.applier.
+exec %s -I -B %s "$@"
+"""
+#: What the applier itself writes into the store; nothing else there is removed.
+STORE_CONTENT = ("bundles", "wanted.json", ".lock")
+
+
+def read(path):
+    """The file's bytes; None when there is no such file."""
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except FileNotFoundError:
+        return None
+
+
+class Installation:
+    """The files of the applier on this host; ``paths`` lists what was changed."""
+
+    def __init__(self, module):
+        self.module = module
+        self.params = module.params
+        self.program = self.params["program"]
+        self.zipapp = os.path.join(self.params["library"], "wfpatch")
+        self.paths = []
+
+    def differs(self):
+        """Whether the applier has to be sent."""
+        data = read(self.zipapp)
+        return data is None or hashlib.sha256(data).hexdigest() != self.params["_digest"]
+
+    def _changed(self, path):
+        self.paths.append(path)
+        return not self.module.check_mode
+
+    def _folder(self, path, mode):
+        if not os.path.isdir(path) and self._changed(path):
+            os.makedirs(path, mode)
+
+    def _file(self, path, data, mode):
+        if read(path) != data or os.stat(path).st_mode & 0o7777 != mode:
+            if self._changed(path):
+                descriptor, scratch = tempfile.mkstemp(dir=self.module.tmpdir)
+                with os.fdopen(descriptor, "wb") as file:
+                    file.write(data)
+                os.chmod(scratch, mode)
+                self.module.atomic_move(scratch, path, keep_dest_attrs=False)
+                os.chmod(path, mode)
+
+    def _check_interpreter(self):
+        interpreter = self.params["interpreter"]
+        code, stdout, stderr = self.module.run_command(
+            [interpreter, "-I", "-c", "import sys; print('%d.%d' % sys.version_info[:2])"], handle_exceptions=False
+        )
+        version = stdout.strip()
+        if code != 0 or tuple(int(part) for part in version.split(".")) < (3, 9):
+            raise ApplierFailure(
+                "python_too_old",
+                "the applier needs Python 3.9 or newer, and %s is %s" % (interpreter, version or stderr.strip()[-200:]),
+            )
+
+    def install(self):
+        """Bring every file up to date; the applier itself was sent to ``_staged`` when it differs."""
+        try:
+            self._check_interpreter()
+        except OSError as exc:
+            raise ApplierFailure("python_missing", "%s cannot be run: %s" % (self.params["interpreter"], exc.strerror)) from exc
+        self._folder(self.params["library"], 0o755)
+        self._folder(os.path.dirname(self.program), 0o755)
+        self._folder(self.params["store"], 0o755)
+        if self.differs():
+            staged = self.params["_staged"]
+            if staged is None:
+                self._changed(self.zipapp)
+            else:
+                self._file(self.zipapp, read(staged), 0o755)
+        wrapper = WRAPPER % (shlex.quote(self.params["interpreter"]), shlex.quote(self.zipapp))
+        self._file(self.program, wrapper.encode("utf-8"), 0o755)
+        if self.params["signers"] is not None:
+            self._folder(os.path.dirname(self.params["allowed_signers"]), 0o755)
+            self._file(self.params["allowed_signers"], self.params["signers"].encode("utf-8"), 0o644)
+
+    def version(self):
+        """What the installed applier says of itself."""
+        answer = call(self.module, "version")
+        return answer.result["applier"]["version"]
+
+    def _remove(self, path):
+        if not os.path.lexists(path):
+            return
+        if self._changed(path):
+            if os.path.isdir(path) and not os.path.islink(path):
+                shutil.rmtree(path)
+            else:
+                os.unlink(path)
+
+    def _remove_empty(self, path):
+        if os.path.isdir(path) and not self.module.check_mode and not os.listdir(path):
+            os.rmdir(path)
+
+    def remove(self):
+        """Remove every file of the applier, and the folders that are empty then."""
+        self._remove(self.program)
+        self._remove(self.zipapp)
+        self._remove(self.params["allowed_signers"])
+        for name in STORE_CONTENT:
+            self._remove(os.path.join(self.params["store"], name))
+        for folder in (self.params["library"], self.params["store"], os.path.dirname(self.params["allowed_signers"])):
+            self._remove_empty(folder)
+
+    def difference(self):
+        """Names of files as Ansible shows them with --diff."""
+        text = "".join("%s\n" % path for path in self.paths)
+        if self.params["state"] == "absent":
+            return dict(before=text, after="")
+        return dict(before="", after=text)
+
+
+def run(module):
+    """Do what the options say; raises ApplierFailure."""
+    installation = Installation(module)
+    if os.geteuid() != 0:
+        raise ApplierFailure("no_permission", "the applier is installed by root: use become")
+    if module.params["state"] == "absent":
+        installation.remove()
+        result = {}
+    else:
+        if module.params["_digest"] is None:
+            raise ApplierFailure("usage", "the action half of wfpatch.fleet.applier did not run: use the full name of the module")
+        if installation.differs() and module.params["_staged"] is None and not module.check_mode:
+            # The action half sends the file and calls again.
+            return dict(changed=False, paths=[], _wanted=True)
+        installation.install()
+        result = {}
+        if not (module.check_mode and installation.paths):
+            result["version"] = installation.version()
+    result.update(changed=bool(installation.paths), paths=installation.paths)
+    if module._diff:
+        result["diff"] = installation.difference()
+    return result
+
+
+def main():
+    """Entry point of the module."""
+    module = AnsibleModule(
+        argument_spec=dict(
+            argument_spec(),
+            state=dict(type="str", choices=["present", "absent"], default="present"),
+            src=dict(type="path"),
+            signers=dict(type="str"),
+            library=dict(type="path", default="/usr/local/lib/wfpatch"),
+            interpreter=dict(type="path", default="/usr/bin/python3"),
+            _digest=dict(type="str"),
+            _staged=dict(type="path"),
+        ),
+        required_if=[("state", "present", ["src"])],
+        supports_check_mode=True,
+    )
+    try:
+        result = run(module)
+    except ApplierFailure as failure:
+        failure.fail(module)
+    module.exit_json(**result)
+
+
+if __name__ == "__main__":
+    main()

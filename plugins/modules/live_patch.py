@@ -1,0 +1,325 @@
+#!/usr/bin/python
+# SPDX-License-Identifier: GPL-3.0-or-later
+# GNU General Public License v3.0+ (see https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Apply patches to the running processes of a host, or revert them."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: live_patch
+short_description: Apply patches to running processes, or revert them
+version_added: 0.1.0
+author:
+  - The WfPatch authors (@wfpatch)
+description:
+  - Applies patches from the host's store to all running processes that map an object they are for, thread by thread, or reverts them.
+  - No process is restarted, and no error ends, signals or stops one for good. A run that was interrupted is completed by the next one.
+  - In check mode the applier plans instead. It reads the processes and says what would happen and what would be refused.
+  - After a change the action half has the applier read live memory once more and fails when that does not show what was asked for.
+options:
+  state:
+    description:
+      - Whether the patches are in force.
+    type: str
+    choices: [applied, reverted]
+    default: applied
+  ids:
+    description:
+      - Ids of the patches, each after those that it requires. They are reverted backwards.
+      - One of O(ids) and O(src) is required.
+    type: list
+    elements: str
+  src:
+    description:
+      - Folders of the patches on the controller. They are validated, and ids and their order are taken from them.
+      - Outside check mode the bundles must be in the host's store already, see M(wfpatch.fleet.bundle).
+      - In check mode a bundle that would be pushed is planned with, too. For that it is verified in a temporary store.
+    type: list
+    elements: path
+  applier_src:
+    description:
+      - The applier on the controller.
+      - Used in check mode only. A host that has no applier yet plans with this one, from a temporary folder.
+    type: path
+  signers:
+    description:
+      - Who may sign patches, as for M(wfpatch.fleet.applier).
+      - Used in check mode only, instead of the contents of O(allowed_signers).
+    type: str
+  pids:
+    description:
+      - Only these processes. All that match when not given.
+    type: list
+    elements: int
+    default: []
+  policy:
+    description:
+      - Who decides when a thread migrates. The manifest says so when not given.
+    type: str
+    choices: [auto, global]
+  backend:
+    description:
+      - What touches the processes. V(auto) takes the best that the host has.
+    type: str
+    choices: [auto, ptrace]
+    default: auto
+  timeout:
+    description:
+      - Seconds to wait for a transition to end. The manifest says so when not given.
+    type: int
+  accept:
+    description:
+      - States that are no failure although the patches are not in force everywhere.
+      - V(not_affected) stands for a host on which no process maps an affected object.
+    type: list
+    elements: str
+    choices: [pending, partial, not_affected]
+    default: []
+  until:
+    description:
+      - Ends after this step. The next run goes on from there.
+    type: str
+    choices: [load, arm, finish]
+    default: finish
+  verify:
+    description:
+      - Whether live memory is read once more at the end, by a new run of the applier.
+    type: bool
+    default: true
+  progress:
+    description:
+      - Whether each step is done by a call of its own and told in a line. V(auto) does so when standard output is a terminal or with C(-v).
+    type: str
+    choices: [auto, always, never]
+    default: auto
+attributes:
+  check_mode:
+    support: full
+  diff_mode:
+    support: full
+  idempotent:
+    support: full
+extends_documentation_fragment:
+  - wfpatch.fleet.applier_command
+  - wfpatch.fleet.attributes
+  - wfpatch.fleet.attributes.controller
+  - wfpatch.fleet.attributes.fleet
+seealso:
+  - module: wfpatch.fleet.bundle
+  - module: wfpatch.fleet.live_patch_info
+"""
+
+EXAMPLES = r"""
+- name: Apply two patches that are in the store
+  wfpatch.fleet.live_patch:
+    ids:
+      - example-cve-2026-0001
+      - example-cve-2026-0002
+  become: true
+
+- name: Apply a patch where the service runs, and pass over hosts without it
+  wfpatch.fleet.live_patch:
+    ids:
+      - example-cve-2026-0001
+    accept:
+      - not_affected
+  become: true
+
+- name: Revert a patch
+  wfpatch.fleet.live_patch:
+    state: reverted
+    ids:
+      - example-cve-2026-0001
+  become: true
+"""
+
+RETURN = r"""
+state:
+  description: The host's state with regard to these patches, that of its worst process.
+  returned: when the applier answered
+  type: str
+  sample: patched
+reason:
+  description: The reason code of a refusal or failure.
+  returned: always, null when there is none
+  type: str
+  sample: build_id_mismatch
+exit_code:
+  description: The applier's exit code.
+  returned: when the applier answered
+  type: int
+  sample: 0
+verified:
+  description: Whether a second reading of live memory agreed. Null when there was none.
+  returned: when the applier answered
+  type: bool
+  sample: true
+result:
+  description: All that the applier said. It fits C(schemas/result.schema.json), see C(docs/schemas.md).
+  returned: when the applier answered
+  type: dict
+  sample:
+    schema: 1
+    changed: true
+    state: patched
+    reason: null
+    message: ""
+    before:
+      state: vulnerable
+      processes:
+        - {pid: 812, comm: example, object: example, generation: 0, state: vulnerable, patches: []}
+    after:
+      state: patched
+      processes:
+        - {pid: 812, comm: example, object: example, generation: 1, state: patched, patches: [example-cve-2026-0001]}
+    processes: []
+    cves:
+      - {id: CVE-2026-0001, state: patched, patch: example-cve-2026-0001}
+    warnings: []
+    applier: {version: 0.1.0, backend: ptrace}
+    host: {boot_id: 1f0e3dad-9990-4345-b743-9f8ffabdffc4, hostname: web1}
+    time: "2026-01-15T10:00:00Z"
+"""
+
+import base64
+import os
+import shlex
+import shutil
+import sys
+import tempfile
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.wfpatch.fleet.plugins.module_utils._applier_command import (
+    NO_PROCESS,
+    OK,
+    PENDING,
+    ApplierFailure,
+    argument_spec,
+    call,
+    difference,
+)
+
+
+def words(params, plan):
+    """The applier's command line."""
+    revert = params["state"] == "reverted"
+    if revert:
+        arguments = ["revert"]
+        if plan:
+            arguments.append("--dry-run")
+    else:
+        arguments = ["plan" if plan else "apply"]
+    for pid in params["pids"]:
+        arguments.extend(["--pid", str(pid)])
+    if params["policy"] is not None:
+        arguments.extend(["--policy", params["policy"]])
+    arguments.extend(["--backend", params["backend"]])
+    if params["timeout"] is not None:
+        arguments.extend(["--timeout", str(params["timeout"])])
+    if params["until"] != "finish" and not revert and not plan:
+        arguments.extend(["--until", params["until"]])
+    arguments.append("--")
+    arguments.extend(reversed(params["ids"]) if revert else params["ids"])
+    return arguments
+
+
+def planned_paths(module, scratch):
+    """What check mode plans with: where the host lacks something that would be there, a stand-in in the scratch folder."""
+    paths = {}
+    if module.params["_staged"] is not None:
+        paths["program"] = os.path.join(scratch, "wfpatch")
+        with open(paths["program"], "w", encoding="utf-8") as file:
+            file.write('#!/bin/sh\nexec %s -I -B %s "$@"\n' % (shlex.quote(sys.executable), shlex.quote(module.params["_staged"])))
+        os.chmod(paths["program"], 0o700)
+    if module.params["signers"] is not None:
+        paths["allowed_signers"] = os.path.join(scratch, "allowed_signers")
+        with open(paths["allowed_signers"], "w", encoding="utf-8") as file:
+            file.write(module.params["signers"])
+    if module.params["_payloads"]:
+        paths["store"] = planned_store(module, os.path.join(scratch, "store"))
+    return paths
+
+
+def planned_store(module, planned):
+    """A copy of the host's store with the bundles that would be pushed. The applier verifies them as it reads them."""
+    store = module.params["store"]
+    if os.path.isdir(store):
+        shutil.copytree(store, planned, ignore=lambda _folder, names: [name for name in names if name.startswith(".")])
+    for payload in module.params["_payloads"]:
+        folder = os.path.join(planned, "bundles", os.path.basename(payload["id"]))
+        os.makedirs(folder, 0o755, exist_ok=True)
+        for name, field in (("bundle.json", "bundle"), ("bundle.json.sig", "signature"), ("patch.elf", "patch")):
+            with open(os.path.join(folder, name), "wb") as file:
+                file.write(base64.b64decode(payload[field]))
+    return planned
+
+
+def accepted(module, answer):
+    """Whether this end of the run is a success."""
+    if answer.exit_code == OK:
+        return True
+    if answer.exit_code == PENDING:
+        return answer.state in module.params["accept"] or module.params["until"] != "finish"
+    if answer.exit_code == NO_PROCESS:
+        return "not_affected" in module.params["accept"]
+    return False
+
+
+def main():
+    """Entry point of the module."""
+    module = AnsibleModule(
+        argument_spec=dict(
+            argument_spec(),
+            state=dict(type="str", choices=["applied", "reverted"], default="applied"),
+            ids=dict(type="list", elements="str"),
+            src=dict(type="list", elements="path"),
+            pids=dict(type="list", elements="int", default=[]),
+            policy=dict(type="str", choices=["auto", "global"]),
+            backend=dict(type="str", choices=["auto", "ptrace"], default="auto"),
+            timeout=dict(type="int"),
+            accept=dict(type="list", elements="str", choices=["pending", "partial", "not_affected"], default=[]),
+            until=dict(type="str", choices=["load", "arm", "finish"], default="finish"),
+            verify=dict(type="bool", default=True),
+            progress=dict(type="str", choices=["auto", "always", "never"], default="auto"),
+            applier_src=dict(type="path"),
+            signers=dict(type="str"),
+            _plan=dict(type="bool", default=False),
+            _staged=dict(type="path"),
+            _payloads=dict(
+                type="list",
+                elements="dict",
+                options=dict(
+                    id=dict(type="str", required=True),
+                    # Kept out of logs for their size, not because they were secret.
+                    bundle=dict(type="str", required=True, no_log=True),
+                    signature=dict(type="str", required=True, no_log=True),
+                    patch=dict(type="str", required=True, no_log=True),
+                ),
+            ),
+        ),
+        required_one_of=[("ids", "src")],
+        supports_check_mode=True,
+    )
+    if not module.params["ids"]:
+        module.fail_json(msg="no patch is named: an empty list of ids is an error, never a success", reason="usage")
+    arguments = words(module.params, module.check_mode or module.params["_plan"])
+    try:
+        if module.check_mode:
+            with tempfile.TemporaryDirectory(dir=module.tmpdir) as scratch:
+                answer = call(module, *arguments, **planned_paths(module, scratch))
+        else:
+            answer = call(module, *arguments)
+    except ApplierFailure as failure:
+        failure.fail(module)
+    facts = dict(answer.facts(), changed=answer.result["changed"], verified=None)
+    if module._diff:
+        facts["diff"] = difference(answer)
+    for warning in answer.result["warnings"]:
+        module.warn(warning)
+    if not accepted(module, answer):
+        module.fail_json(msg=answer.message, **facts)
+    module.exit_json(msg=answer.result["message"], **facts)
+
+
+if __name__ == "__main__":
+    main()
