@@ -1,0 +1,357 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Stopping one task and letting it go, so that its program notices nothing.
+
+A tracee is seized (not stopped), interrupted, awaited with a deadline, and detached. What can come in
+between: signals on their way (passed on), the task's end (reaped: an exec or exit of its process waits
+for that), a group stop (left in force), and a task that does not stop at all, such as the parent of a
+vfork. Nothing can detach a task that runs, so such a one is remembered as overdue and detached at the
+moment it stops, by SIGCHLD.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import threading
+import time
+from types import FrameType
+
+from wfpatch.backend import ptrace_requests
+from wfpatch.backend.ptrace_requests import UserRegisters
+from wfpatch.errors import Failed, WfpatchError
+from wfpatch.memory import ProcessMemory
+from wfpatch.syscalls import RETURNS_EINTR_ON_STOP
+from wfpatch.tasks import read_stat, read_status
+
+_WALL = 0x40000000  # __WALL: threads too
+_WAIT = os.WNOHANG | _WALL
+_CHILD = frozenset({signal.SIGCHLD})
+_SLICE_NS = 2_000_000  # a wake-up may get lost to another thread of ours: look again this often
+
+RESTART_CODES = frozenset({-512, -513, -514, -516})  # include/linux/errno.h: ERESTART*
+_STOP_OR_IGNORED_BY_DEFAULT = sum(
+    1 << (number - 1) for number in (signal.SIGCHLD, signal.SIGCONT, signal.SIGURG, signal.SIGWINCH)
+)
+
+
+def deliverable_signal_pending(tgid: int, tid: int) -> bool:
+    """Whether a stopped task is about to run a signal handler (or to be ended by a signal)."""
+    pending = ptrace_requests.pending_signals(tid, False) | ptrace_requests.pending_signals(
+        tid, True
+    )
+    if not pending:
+        return False
+    status = read_status(tgid, tid)
+    if status is None:
+        return True
+    blocked = int(status["SigBlk"], 16)
+    ignored = int(status["SigIgn"], 16)
+    caught = int(status["SigCgt"], 16)
+    # While a task is traced, ignored signals are queued too; they are dropped on the way out.
+    dropped = ignored | (_STOP_OR_IGNORED_BY_DEFAULT & ~caught)
+    return bool(pending & ~blocked & ~dropped)
+
+
+class Tracee:
+    """One task under this thread's ptrace, and, while it is stopped, the Visit of the backend protocol."""
+
+    __slots__ = (
+        "_overdue",
+        "_registers",
+        "changed",
+        "group_stopped",
+        "injected",
+        "interrupted_at",
+        "memory",
+        "stopped",
+        "tgid",
+        "tid",
+        "traced",
+    )
+
+    def __init__(self, tgid: int, tid: int, memory: ProcessMemory, overdue: OverdueTracees) -> None:
+        self.tgid = tgid
+        self.tid = tid
+        self.memory = memory
+        self._overdue = overdue
+        self.traced = False
+        self.stopped = False
+        self.group_stopped = False
+        self.changed = False
+        self.injected = False
+        self.interrupted_at = 0
+        self._registers: UserRegisters | None = None
+
+    # From running to stopped
+
+    def seize(self) -> None:
+        """Become the tracer. Raises Failed: thread_gone, already_traced, no_permission."""
+        try:
+            ptrace_requests.seize(self.tid)
+        except OSError as error:
+            raise self._why_not(error) from error
+        self.traced = True
+
+    def _why_not(self, error: OSError) -> WfpatchError:
+        stat = read_stat(self.tgid, self.tid)
+        if error.errno == errno.ESRCH or stat is None or not stat.runs_user_code:
+            return self.gone()
+        status = read_status(self.tgid, self.tid)
+        tracer = int(status["TracerPid"]) if status else 0
+        if tracer:
+            return Failed(
+                "already_traced",
+                f"thread {self.tid} of process {self.tgid} is traced by process {tracer};"
+                " end that tracer and try again",
+                pid=self.tgid,
+                tid=self.tid,
+                tracer=tracer,
+            )
+        return Failed(
+            "no_permission",
+            f"thread {self.tid} of process {self.tgid} cannot be traced ({error.strerror});"
+            " CAP_SYS_PTRACE over its user namespace is needed",
+            pid=self.tgid,
+            tid=self.tid,
+        )
+
+    def gone(self) -> Failed:
+        """The error for a task that has ended."""
+        return Failed(
+            "thread_gone",
+            f"thread {self.tid} of process {self.tgid} has ended",
+            pid=self.tgid,
+            tid=self.tid,
+        )
+
+    def interrupt(self) -> None:
+        """Ask the task to stop."""
+        self.interrupted_at = time.perf_counter_ns()
+        try:
+            ptrace_requests.interrupt(self.tid)
+        except OSError as error:
+            if error.errno != errno.ESRCH:
+                raise
+            # It may be a zombie that nobody has reaped: the wait will tell.
+
+    def poll(self) -> bool:
+        """Take what the task has reported: whether it stopped. Raises Failed("thread_gone")."""
+        while not self.stopped:
+            try:
+                pid, status = os.waitpid(self.tid, _WAIT)
+            except ChildProcessError:
+                # Gone without a trace: ended, or it executed a program and took its leader's id over.
+                self.traced = False
+                if self.tid != self.tgid:
+                    self._overdue.add(Tracee(self.tgid, self.tgid, self.memory, self._overdue))
+                raise self.gone() from None
+            if pid == 0:
+                return False
+            if not os.WIFSTOPPED(status):
+                self.traced = False
+                raise self.gone()
+            event, number = status >> 16, os.WSTOPSIG(status)
+            if event == ptrace_requests.EVENT_STOP:
+                self.stopped = True
+                self.group_stopped = number != signal.SIGTRAP
+            else:
+                # On its way to a signal handler: pass the signal on; the stop asked for comes right
+                # after, before the handler's first instruction.
+                ptrace_requests.cont(self.tid, 0 if event else number)
+        return True
+
+    def unstoppable(self, timeout: float) -> Failed:
+        """The error for a task that did not stop in time."""
+        return Failed(
+            "thread_unstoppable",
+            f"thread {self.tid} of process {self.tgid} did not stop within {timeout:g} s"
+            " (asleep in the kernel, or waiting for a vfork child); try again later",
+            pid=self.tgid,
+            tid=self.tid,
+        )
+
+    # While stopped: the Visit
+
+    @property
+    def registers(self) -> UserRegisters:
+        """The registers; changes take effect with set_registers()."""
+        if self._registers is None:
+            self._registers = ptrace_requests.get_registers(self.tid)
+        return self._registers
+
+    def set_registers(self) -> None:
+        """Make ``registers`` the thread's registers.
+
+        A thread may be stopped behind a system call that the kernel is about to restart: it then steps
+        two bytes back from whatever rip says, so a moved rip must lie behind a ``syscall`` as well.
+        """
+        self.require_same_memory()
+        ptrace_requests.set_registers(self.tid, self.registers)
+        self.changed = True
+
+    def set_gs_base(self, value: int) -> None:
+        """Set the GS base. Raises Failed("thread_unstoppable") when it does not read back as set."""
+        self.require_same_memory()
+        ptrace_requests.poke_gs_base(self.tid, value)
+        self.registers.gs_base = value
+        found = ptrace_requests.get_registers(self.tid).gs_base
+        if found != value:
+            raise Failed(
+                "applier_failed",
+                f"thread {self.tid} of process {self.tgid}: GS base reads {found:#x} after {value:#x}"
+                " was set",
+                pid=self.tgid,
+                tid=self.tid,
+            )
+
+    def read(self, address: int, size: int) -> bytes:
+        """Memory of the process."""
+        return self.memory.read(address, size)
+
+    def require_same_memory(self) -> None:
+        """Prove that the thread still runs in the address space that ``memory`` is open on.
+
+        Raises Failed("target_changed") after an exec in between.
+        """
+        address = self.registers.rsp & -8
+        try:
+            same = ptrace_requests.peek_word(self.tid, address) == self.memory.read_u64(address)
+        except (OSError, Failed):
+            same = False
+        if not same:
+            raise Failed(
+                "target_changed",
+                f"thread {self.tid} of process {self.tgid} no longer runs in the memory that was"
+                " examined (exec?)",
+                pid=self.tgid,
+                tid=self.tid,
+            )
+
+    # From stopped to running
+
+    def release(self) -> int:
+        """Let the task go; how long it was under way, in microseconds. Never raises for a task that ended."""
+        if self.traced:
+            if self.stopped:
+                try:
+                    self._undo_eintr()
+                except (OSError, WfpatchError):
+                    pass  # killed meanwhile
+                self.detach()
+            else:
+                self._overdue.add(self)
+        return (time.perf_counter_ns() - self.interrupted_at) // 1000 if self.interrupted_at else 0
+
+    def detach(self) -> None:
+        """PTRACE_DETACH; a task that was killed meanwhile is reaped."""
+        try:
+            ptrace_requests.detach(self.tid)
+        except OSError as error:
+            if error.errno != errno.ESRCH:
+                raise
+            self.stopped = False
+            self._overdue.add(self)
+            return
+        self.traced = self.stopped = False
+
+    def _undo_eintr(self) -> None:
+        """Run a call again that returned EINTR only because of the stop."""
+        if self.injected:
+            return
+        registers = self.registers
+        if (
+            registers.result == -errno.EINTR
+            and registers.system_call in RETURNS_EINTR_ON_STOP
+            and not self.group_stopped
+            and not deliverable_signal_pending(self.tgid, self.tid)
+        ):
+            self.restart_system_call(registers)
+            ptrace_requests.set_registers(self.tid, registers)
+
+    @staticmethod
+    def restart_system_call(registers: UserRegisters) -> None:
+        """Change registers from behind a system call to before it."""
+        registers.rip -= 2  # the length of ``syscall``
+        registers.rax = registers.orig_rax
+        registers.orig_rax = (1 << 64) - 1
+
+
+class OverdueTracees:
+    """Tracees that did not stop in time, or ended unreaped: each is dealt with when it reports.
+
+    Only the thread that seized a task may detach it, and Python runs signal handlers in the main thread
+    only. A session that is used from another thread must therefore end that thread after
+    Failed("thread_unstoppable"): the kernel then detaches by itself.
+    """
+
+    def __init__(self) -> None:
+        self._tracees: dict[int, Tracee] = {}
+        self._previous: object = None
+        self._installed = False
+
+    def add(self, tracee: Tracee) -> None:
+        """Take over a tracee."""
+        self._tracees[tracee.tid] = tracee
+        tracee.traced = True
+        if not self._installed and threading.current_thread() is threading.main_thread():
+            self._previous = signal.signal(signal.SIGCHLD, self._on_child)
+            self._installed = True
+        self.settle()
+
+    def _on_child(self, number: int, frame: FrameType | None) -> None:
+        self.settle()
+        if callable(self._previous):
+            self._previous(number, frame)
+
+    def settle(self) -> None:
+        """Detach those that have stopped, forget those that have ended."""
+        for tracee in list(self._tracees.values()):
+            try:
+                stopped = tracee.poll()
+            except Failed:
+                self._tracees.pop(tracee.tid, None)
+                continue
+            if stopped:
+                self._tracees.pop(tracee.tid, None)
+                tracee.release()
+        if not self._tracees and self._installed:
+            self._installed = False
+            signal.signal(signal.SIGCHLD, self._previous or signal.SIG_DFL)  # type: ignore[arg-type]
+
+    def __len__(self) -> int:
+        return len(self._tracees)
+
+    def __contains__(self, tid: int) -> bool:
+        return tid in self._tracees
+
+
+OVERDUE = OverdueTracees()
+
+
+def await_stops(
+    tracees: list[Tracee], deadline_ns: int, overdue: OverdueTracees
+) -> tuple[list[Tracee], list[Tracee]]:
+    """Wait until all these interrupted tracees have stopped or ended, or until the deadline.
+
+    Returns (ended, still running). The caller has SIGCHLD blocked (Undisturbed).
+    """
+    ended: list[Tracee] = []
+    waiting = tracees
+    while True:
+        still = []
+        for tracee in waiting:
+            try:
+                if not tracee.poll():
+                    still.append(tracee)
+            except Failed:
+                ended.append(tracee)
+        waiting = still
+        if not waiting:
+            return ended, waiting
+        left = deadline_ns - time.perf_counter_ns()
+        if left <= 0:
+            return ended, waiting
+        signal.sigtimedwait(_CHILD, min(left, _SLICE_NS) / 1e9)
+        if len(overdue):
+            overdue.settle()
