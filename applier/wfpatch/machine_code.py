@@ -231,8 +231,8 @@ next:
   4d 85 ed                      ; test %r13,%r13
   0f 84 <return>                ; je <return>
   ; A record that is done was run before a rerun of the same array.
-  49 83 7c 24 40 00             ; cmpq $0x0,0x40(%r12)
-  0f 85 <skip>                  ; jne <skip>
+  49 83 7c 24 40 01             ; cmpq $0x1,0x40(%r12)
+  0f 84 <skip>                  ; je <skip>
   49 8b 04 24                   ; mov (%r12),%rax
   49 8b 7c 24 08                ; mov 0x8(%r12),%rdi
   49 8b 74 24 10                ; mov 0x10(%r12),%rsi
@@ -277,7 +277,7 @@ def pack_call_records(calls: Sequence[tuple[int, Sequence[int]]]) -> bytes:
 def unpack_call_records(data: bytes) -> list[tuple[int, bool]]:
     """(raw signed result, done) of each record."""
     return [
-        (result, done != 0)
+        (result, done == 1)
         for result, done in (
             struct.unpack_from("<qQ", data, at + 56) for at in range(0, len(data), CALL_RECORD_SIZE)
         )

@@ -109,6 +109,24 @@ class NewCode:
 
 
 @dataclass(frozen=True)
+class LoadedPatch:
+    """A patch whose code lies in the region, in force or not: applied again, it is not loaded again.
+
+    ``digest`` as in PatchNote; ``text`` and ``data`` are the runtime intervals ``[low, high)`` it
+    takes; ``text_digest`` the SHA-256 of the text as written; ``frames`` the address of the new
+    code's unwind table, 0 where there is none.
+    """
+
+    id: str
+    digest: str
+    code: tuple[NewCode, ...]
+    text: tuple[int, int]
+    data: tuple[int, int]
+    text_digest: str
+    frames: int
+
+
+@dataclass(frozen=True)
 class Generation:
     """One generation: slots without new code run their old continuation."""
 
@@ -170,6 +188,7 @@ class RegionHeader:
     data_cursor: int
     landing_pages: tuple[tuple[int, int], ...] = ()
     scratch_pages: tuple[tuple[int, int], ...] = ()
+    loaded: tuple[LoadedPatch, ...] = ()
 
     @property
     def free_rows(self) -> tuple[int, ...]:
@@ -212,19 +231,35 @@ def _slot_json(slot: Slot) -> dict[str, object]:
     }
 
 
+def _code_json(codes: Sequence[NewCode]) -> list[dict[str, object]]:
+    return [
+        {
+            "slot": code.slot,
+            "address": code.address,
+            "pieces": [_piece_json(piece) for piece in code.pieces],
+        }
+        for code in codes
+    ]
+
+
 def _generation_json(generation: Generation) -> dict[str, object]:
     return {
         "number": generation.number,
         "row": generation.row,
         "patches": [{"id": patch.id, "digest": patch.digest} for patch in generation.patches],
-        "code": [
-            {
-                "slot": code.slot,
-                "address": code.address,
-                "pieces": [_piece_json(piece) for piece in code.pieces],
-            }
-            for code in generation.code
-        ],
+        "code": _code_json(generation.code),
+    }
+
+
+def _loaded_json(patch: LoadedPatch) -> dict[str, object]:
+    return {
+        "id": patch.id,
+        "digest": patch.digest,
+        "code": _code_json(patch.code),
+        "text": list(patch.text),
+        "data": list(patch.data),
+        "text_digest": patch.text_digest,
+        "frames": patch.frames,
     }
 
 
@@ -283,6 +318,7 @@ def encode_payload(header: RegionHeader) -> bytes:
             "data_cursor": header.data_cursor,
             "landing_pages": _pairs_json(header.landing_pages),
             "scratch_pages": _pairs_json(header.scratch_pages),
+            "loaded": [_loaded_json(patch) for patch in header.loaded],
         }
     )
 
@@ -376,6 +412,20 @@ def _read_code(fields: Fields) -> NewCode:
     )
 
 
+def _read_loaded(fields: Fields) -> LoadedPatch:
+    text = _integers(fields.raw("text"), "text", 2)
+    data = _integers(fields.raw("data"), "data", 2)
+    return LoadedPatch(
+        id=fields.text("id", 128),
+        digest=fields.text("digest", 64),
+        code=fields.each("code", _read_code, MAX_SLOTS),
+        text=(text[0], text[1]),
+        data=(data[0], data[1]),
+        text_digest=fields.text("text_digest", 64),
+        frames=_address(fields, "frames"),
+    )
+
+
 def _read_generation(fields: Fields) -> Generation:
     return Generation(
         number=fields.number("number", 0, 2**32),
@@ -455,6 +505,7 @@ def _read_header(fields: Fields) -> RegionHeader:
         data_cursor=_address(fields, "data_cursor"),
         landing_pages=_read_pairs(fields, "landing_pages", MAX_LANDINGS),
         scratch_pages=_read_pairs(fields, "scratch_pages", MAX_LANDINGS),
+        loaded=fields.each("loaded", _read_loaded, MAX_PATCHES),
     )
     named.done()
     fields.done()
@@ -462,7 +513,7 @@ def _read_header(fields: Fields) -> RegionHeader:
     return header
 
 
-def _unique(values: Sequence[int], path: str) -> None:
+def _unique(values: Sequence[object], path: str) -> None:
     if len(set(values)) != len(values):
         raise Invalid(path, "a value occurs twice")
 
@@ -492,6 +543,10 @@ def _check(header: RegionHeader) -> None:
         _unique([code.slot for code in generation.code], "generations.code")
         if not all(code.slot in known for code in generation.code):
             raise Invalid("generations.code", "a slot that was not given out")
+    _unique([patch.digest for patch in header.loaded], "loaded")
+    for patch in header.loaded:
+        if not all(code.slot in known for code in patch.code):
+            raise Invalid("loaded", "code for a slot that was not given out")
     if not layout.data_offset <= header.data_cursor <= layout.data_size:
         raise Invalid("data_cursor", "lies outside the region's data")
     if not layout.code_offset <= header.text_cursor <= layout.size:

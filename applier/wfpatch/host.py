@@ -1,0 +1,370 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The host's side of each command: which patches, which processes, in which order.
+
+What happens inside one process is apply.py, revert.py and verify.py; here the bundles are
+verified, ordered by what they require, and every process that maps a target object gets its turn,
+those forked meanwhile included.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from .apply import apply_patch, plan_patch
+from .backend import Backend, select_backend
+from .bundle import Bundle
+from .discovery import Target, find_targets
+from .errors import Failed, Refused, WfpatchError
+from .report import CveReport, PatchState, ProcessReport, Result, printable, worst
+from .revert import revert_patch
+from .store import Store
+from .verify import blocked_report, inspect_process
+
+#: Children forked while their parent is patched inherit its open transition; each round finds
+#: those of the round before.
+MAX_ROUNDS = 4
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line or the module asks for; ``timeout`` in seconds."""
+
+    pids: tuple[int, ...] = ()
+    policy: str | None = None
+    backend: str = "auto"
+    timeout: int | None = None
+    until: str = "finish"
+    include_init: bool = False
+    wait: float = 0.0
+
+
+Step = Callable[[Backend, Target, Bundle], ProcessReport]
+
+
+def in_order(bundles: Sequence[Bundle]) -> tuple[Bundle, ...]:
+    """The bundles, each after those it requires; otherwise in the order given."""
+    by_id = {bundle.manifest.id: bundle for bundle in bundles}
+    done: dict[str, Bundle] = {}
+
+    def visit(bundle: Bundle, trail: tuple[str, ...]) -> None:
+        if bundle.manifest.id in trail:
+            raise Refused(
+                "manifest_invalid",
+                "patches require each other in a circle: "
+                + " -> ".join((*trail, bundle.manifest.id)),
+            )
+        if bundle.manifest.id in done:
+            return
+        for required in bundle.manifest.requires:
+            if required in by_id:
+                visit(by_id[required], (*trail, bundle.manifest.id))
+        done[bundle.manifest.id] = bundle
+
+    for bundle in bundles:
+        visit(bundle, ())
+    return tuple(done.values())
+
+
+def _cves(bundles: Iterable[Bundle], reports: Sequence[ProcessReport]) -> tuple[CveReport, ...]:
+    result = []
+    for bundle in bundles:
+        patch_id = bundle.manifest.id
+        state = worst(
+            (
+                patch.state
+                for report in reports
+                for patch in report.patches
+                if patch.id == patch_id
+            ),
+            "not_affected",
+        )
+        result.extend(CveReport(cve.id, state, patch_id) for cve in bundle.manifest.cves)
+    return tuple(result)
+
+
+def _merge(reports: Sequence[ProcessReport]) -> tuple[ProcessReport, ...]:
+    """One report per process and object; later ones carry the newer facts, stops add up."""
+    merged: dict[tuple[int, int, str], ProcessReport] = {}
+    for report in reports:
+        key = (report.pid, report.start_time, report.object.build_id)
+        earlier = merged.get(key)
+        if earlier is not None:
+            states = {patch.id: patch for patch in earlier.patches}
+            states.update({patch.id: patch for patch in report.patches})
+            longest = [
+                stop
+                for stop in (earlier.timings_us.longest_stop, report.timings_us.longest_stop)
+                if stop is not None
+            ]
+            timings = replace(
+                report.timings_us,
+                load=_sum(earlier.timings_us.load, report.timings_us.load),
+                arm=_sum(earlier.timings_us.arm, report.timings_us.arm),
+                transition=_sum(earlier.timings_us.transition, report.timings_us.transition),
+                longest_stop=max(longest, default=None),
+            )
+            report = replace(
+                report,
+                patches=tuple(states.values()),
+                timings_us=timings,
+                stops=(earlier.stops + report.stops)[:256],
+                stops_count=earlier.stops_count + report.stops_count,
+                reason=report.reason or earlier.reason,
+                message=report.message or earlier.message,
+            )
+        merged[key] = report
+    return tuple(
+        replace(report, state=worst((patch.state for patch in report.patches), report.state))
+        for report in merged.values()
+    )
+
+
+def _sum(first: int | None, second: int | None) -> int | None:
+    values = [value for value in (first, second) if value is not None]
+    return sum(values) if values else None
+
+
+class Host:
+    """The commands of the applier on one host."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def _bundles(self, patches: Sequence[str]) -> tuple[Bundle, ...]:
+        return in_order([self._store.bundle(patch) for patch in patches])
+
+    def _targets(self, bundle: Bundle, options: Options) -> tuple[Target, ...]:
+        return find_targets(bundle.patch.object, options.pids)
+
+    def _require_targets(self, bundles: Sequence[Bundle], options: Options) -> list[str]:
+        """Refuse when no process maps any of the objects; else warn of those without."""
+        missing = []
+        found = False
+        for bundle in bundles:
+            targets = self._targets(bundle, options)
+            if any(target.matches for target in targets):
+                found = True
+                continue
+            missing.append((bundle, targets))
+        if bundles and not found:
+            other = next((target for _, targets in missing for target in targets), None)
+            wanted = ", ".join(sorted({bundle.manifest.target.object for bundle in bundles}))
+            if other is not None:
+                raise Refused(
+                    "build_id_mismatch",
+                    f"{printable(other.comm)}[{other.pid}] maps {printable(other.path)} with "
+                    f"build-id {other.build_id}; the patches were built for "
+                    + ", ".join(sorted({i for b in bundles for i in b.manifest.target.build_ids})),
+                    pid=other.pid,
+                    found=other.build_id,
+                )
+            where = f" among pids {list(options.pids)}" if options.pids else ""
+            raise Refused(
+                "no_matching_process", f"no running process{where} maps {wanted} as patched here"
+            )
+        return [
+            f"{bundle.manifest.id}: no running process maps {bundle.manifest.target.object} "
+            "with a build-id of the patch"
+            for bundle, _ in missing
+        ]
+
+    def plan(self, patches: Sequence[str], options: Options) -> Result:
+        """What apply would do; nothing is written and no thread is stopped."""
+        bundles = self._bundles(patches)
+        warnings = self._require_targets(bundles, options)
+        backend = select_backend(options.backend)
+        before, reports = [], []
+        changed = False
+        for position, bundle in enumerate(bundles):
+            earlier = tuple(item for item in bundles[:position])
+            for target in self._targets(bundle, options):
+                if not target.matches:
+                    continue
+                before.append(inspect_process(backend, target, (bundle,)))
+                report, would_change = _guard(
+                    lambda target=target, bundle=bundle, earlier=earlier: plan_patch(  # type: ignore[misc]
+                        backend, target, bundle, earlier, options.policy, options.include_init
+                    ),
+                    lambda error, target=target, bundle=bundle: (  # type: ignore[misc]
+                        blocked_report(backend, target, bundle, error),
+                        False,
+                    ),
+                )
+                changed |= would_change
+                reports.append(report)
+        return self._result(changed, bundles, before, reports, warnings, backend)
+
+    def apply(self, patches: Sequence[str], options: Options) -> Result:
+        """Bring ``patches`` into force in every process that maps their objects."""
+        with self._store.lock(options.wait):
+            bundles = self._bundles(patches)
+            warnings = self._require_targets(bundles, options)
+            backend = select_backend(options.backend)
+            wanted = self._store.wanted()
+            news = tuple(b.manifest.id for b in bundles if b.manifest.id not in wanted)
+            changed = self._store.set_wanted(wanted + news) if not options.pids else False
+            before, reports = [], []
+            refused: set[tuple[int, str]] = set()
+            for bundle in bundles:
+                patched_before = len(reports)
+                seen: set[tuple[int, int]] = set()
+                for _ in range(MAX_ROUNDS):
+                    targets = [
+                        target
+                        for target in self._targets(bundle, options)
+                        if target.matches and (target.pid, target.start_time) not in seen
+                    ]
+                    for target in targets:
+                        seen.add((target.pid, target.start_time))
+                        before.append(inspect_process(backend, target, (bundle,)))
+                        report, did = self._apply_one(backend, target, bundle, options)
+                        changed |= did
+                        if report.reason is not None:
+                            refused.add((target.pid, bundle.manifest.id))
+                        reports.append(report)
+                    if not targets:
+                        break
+                if options.until == "finish":
+                    self._check_health(bundle, reports[patched_before:])
+            return self._result(changed, bundles, before, reports, warnings, backend)
+
+    def _apply_one(
+        self, backend: Backend, target: Target, bundle: Bundle, options: Options
+    ) -> tuple[ProcessReport, bool]:
+        report, changed = _guard(
+            lambda: apply_patch(
+                backend,
+                target,
+                bundle,
+                policy=options.policy,
+                timeout=options.timeout,
+                until=options.until,
+                include_init=options.include_init,
+            ),
+            lambda error: (blocked_report(backend, target, bundle, error), False),
+        )
+        if report.state == "partial" and bundle.manifest.stragglers == "revert":
+            undone, _ = _guard(
+                lambda: revert_patch(backend, target, bundle, options.timeout),
+                lambda error: (blocked_report(backend, target, bundle, error), False),
+            )
+            report = replace(
+                undone,
+                reason="stragglers",
+                message=report.message + "; reverted, as the manifest asks",
+                stops=report.stops + undone.stops,
+                stops_count=report.stops_count + undone.stops_count,
+            )
+            changed = True
+        return report, changed
+
+    def _check_health(self, bundle: Bundle, reports: Sequence[ProcessReport]) -> None:
+        check = bundle.manifest.health_check
+        if check is None or not any(report.state == "patched" for report in reports):
+            return
+        try:
+            done = subprocess.run(
+                list(check.command),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                timeout=check.timeout,
+                check=False,
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise Failed(
+                "health_check_failed", f"health check of {bundle.manifest.id}: {error}"
+            ) from None
+        if done.returncode != 0:
+            raise Failed(
+                "health_check_failed",
+                f"health check of {bundle.manifest.id} exited {done.returncode}: "
+                + printable(done.stdout.decode("utf-8", "replace")[-500:]),
+            )
+
+    def revert(self, patches: Sequence[str], options: Options) -> Result:
+        """Take ``patches`` out of force, those that require others first."""
+        with self._store.lock(options.wait):
+            bundles = tuple(reversed(self._bundles(patches)))
+            warnings = self._require_targets(bundles, options)
+            backend = select_backend(options.backend)
+            changed = False
+            before, reports = [], []
+            for bundle in bundles:
+                for target in self._targets(bundle, options):
+                    if not target.matches:
+                        continue
+                    before.append(inspect_process(backend, target, (bundle,)))
+                    report, did = _guard(
+                        lambda target=target, bundle=bundle: revert_patch(  # type: ignore[misc]
+                            backend, target, bundle, options.timeout
+                        ),
+                        lambda error, target=target, bundle=bundle: (  # type: ignore[misc]
+                            blocked_report(backend, target, bundle, error),
+                            False,
+                        ),
+                    )
+                    changed |= did
+                    reports.append(report)
+            gone = {bundle.manifest.id for bundle in bundles}
+            if not options.pids:
+                left = tuple(patch for patch in self._store.wanted() if patch not in gone)
+                changed |= self._store.set_wanted(left)
+            return self._result(changed, bundles, before, reports, warnings, backend)
+
+    def status(self, patches: Sequence[str], options: Options) -> Result:
+        """What is in force, from live memory; every bundle of the store when none is named."""
+        bundles = self._bundles(patches or self._store.ids())
+        backend = select_backend(options.backend)
+        by_object: dict[tuple[str, ...], list[Bundle]] = {}
+        for bundle in bundles:
+            by_object.setdefault(bundle.manifest.target.build_ids, []).append(bundle)
+        reports = []
+        for group in by_object.values():
+            for target in self._targets(group[0], options):
+                if target.matches:
+                    reports.append(inspect_process(backend, target, tuple(group)))
+        return self._result(False, bundles, reports, reports, [], backend)
+
+    def verify(self, patches: Sequence[str], options: Options) -> Result:
+        """As status; the CLI fails it unless every process is patched."""
+        return self.status(patches, options)
+
+    def _result(
+        self,
+        changed: bool,
+        bundles: Sequence[Bundle],
+        before: Sequence[ProcessReport],
+        reports: Sequence[ProcessReport],
+        warnings: Sequence[str],
+        backend: Backend,
+    ) -> Result:
+        processes = _merge(reports)
+        failed = next((process for process in processes if process.reason is not None), None)
+        return Result(
+            changed=changed,
+            state=worst((process.state for process in processes), "not_affected"),
+            processes=processes,
+            cves=_cves(bundles, processes),
+            before=_merge(before),
+            reason=failed.reason if failed else None,
+            message=failed.message if failed else "",
+            warnings=tuple(warnings),
+            backend=backend.name,
+        )
+
+
+def _guard(
+    step: Callable[[], tuple[ProcessReport, bool]],
+    otherwise: Callable[[WfpatchError], tuple[ProcessReport, bool]],
+) -> tuple[ProcessReport, bool]:
+    """One process's refusal or failure is that process's outcome; the others get their turn."""
+    try:
+        return step()
+    except WfpatchError as error:
+        return otherwise(error)
+
+
+__all__ = ["Host", "Options", "PatchState", "in_order"]
