@@ -172,8 +172,11 @@ pthread:
   ; the TCB's self pointer
   48 3b 7f 10                         ; cmp 0x10(%rdi),%rdi
   0f 85 <listed>                      ; jne <listed>
-  ; start of the block, guard included
+  ; Start of the block, guard included. The main thread's is 0, and its size reaches from there to
+  ; the end of [stack] (glibc, __pthread_initialize_minimal_internal): that proves nothing.
   48 8b 04 0f                         ; mov (%rdi,%rcx,1),%rax
+  48 85 c0                            ; test %rax,%rax
+  0f 84 <listed>                      ; je <listed>
   ; its size
   48 8b 54 0f 08                      ; mov 0x8(%rdi,%rcx,1),%rdx
   49 89 f9                            ; mov %rdi,%r9
