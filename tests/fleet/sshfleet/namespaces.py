@@ -210,10 +210,10 @@ def kill(pid: int, started: int, timeout: float = 10.0) -> bool:
 
 
 def pid_namespace(pid: int) -> str | None:
-    """Which pid namespace a process is in; None when it is gone."""
+    """Which pid namespace a process is in; None when it is gone or not ours to look at."""
     try:
         return str(pathlib.Path(f"/proc/{pid}/ns/pid").readlink())
-    except (FileNotFoundError, ProcessLookupError):
+    except OSError:
         return None
 
 

@@ -5,8 +5,8 @@ Usage, as root in the host: start-unit UNIT [TIMEOUT]; prints the main process' 
 
 Honoured, because it changes what a live patcher meets: ExecStart, Type=simple|notify|forking,
 User, Group, UMask, LimitNOFILE, RuntimeDirectory, NoNewPrivileges, CapabilityBoundingSet,
-PrivateTmp (a mount namespace), PrivateUsers (a user namespace) and MemoryDenyWriteExecute (a seccomp
-filter like systemd's: mmap, mprotect, pkey_mprotect, shmat). Everything else of it is left out.
+PrivateTmp (a mount namespace), PrivateUsers (a user namespace) and MemoryDenyWriteExecute (a
+seccomp filter like systemd's: mmap, mprotect, pkey_mprotect, shmat). All else is left out.
 """
 
 from __future__ import annotations
