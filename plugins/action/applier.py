@@ -19,7 +19,9 @@ class ActionModule(ActionBase):
 
     _supports_check_mode = True
 
-    def run(self, tmp: str | None = None, task_vars: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
+    def run(
+        self, tmp: str | None = None, task_vars: dict[str, t.Any] | None = None
+    ) -> dict[str, t.Any]:
         """Run the task."""
         variables = task_vars or {}
         result = super().run(tmp, variables)
@@ -31,12 +33,18 @@ class ActionModule(ActionBase):
                 with open(source, "rb") as file:
                     args["_digest"] = hashlib.file_digest(file, "sha256").hexdigest()
             except OSError as exc:
-                raise AnsibleError(f"the applier {source} cannot be read ({exc.strerror}); build it with: make applier") from exc
-        outcome = self._execute_module(module_name="wfpatch.fleet.applier", module_args=args, task_vars=variables)
+                raise AnsibleError(
+                    f"the applier {source} cannot be read ({exc.strerror}); build it with: make applier"
+                ) from exc
+        outcome = self._execute_module(
+            module_name="wfpatch.fleet.applier", module_args=args, task_vars=variables
+        )
         if outcome.pop("_wanted", False):
             with staged_file(self, os.path.abspath(source)) as staged:
                 outcome = self._execute_module(
-                    module_name="wfpatch.fleet.applier", module_args={**args, "_staged": staged}, task_vars=variables
+                    module_name="wfpatch.fleet.applier",
+                    module_args={**args, "_staged": staged},
+                    task_vars=variables,
                 )
         result.update(outcome)
         result.setdefault("reason", None)

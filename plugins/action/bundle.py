@@ -8,7 +8,10 @@ import typing as t
 
 from ansible.plugins.action import ActionBase
 from ansible_collections.wfpatch.fleet.plugins.plugin_utils._checked_result import check_result
-from ansible_collections.wfpatch.fleet.plugins.plugin_utils._controller_bundles import PatchesInvalid, read_patches
+from ansible_collections.wfpatch.fleet.plugins.plugin_utils._controller_bundles import (
+    PatchesInvalid,
+    read_patches,
+)
 from ansible_collections.wfpatch.fleet.plugins.plugin_utils._progress import Progress
 
 
@@ -17,7 +20,9 @@ class ActionModule(ActionBase):
 
     _supports_check_mode = True
 
-    def run(self, tmp: str | None = None, task_vars: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
+    def run(
+        self, tmp: str | None = None, task_vars: dict[str, t.Any] | None = None
+    ) -> dict[str, t.Any]:
         """Run the task."""
         variables = task_vars or {}
         result = super().run(tmp, variables)
@@ -29,11 +34,18 @@ class ActionModule(ActionBase):
             except PatchesInvalid as exc:
                 return {**result, **exc.result()}
             args["_payloads"] = [patch.payload() for patch in patches]
-            sizes = {patch.id: len(patch.bundle) + len(patch.signature) + len(patch.patch) for patch in patches}
-        outcome = self._execute_module(module_name="wfpatch.fleet.bundle", module_args=args, task_vars=variables)
+            sizes = {
+                patch.id: len(patch.bundle) + len(patch.signature) + len(patch.patch)
+                for patch in patches
+            }
+        outcome = self._execute_module(
+            module_name="wfpatch.fleet.bundle", module_args=args, task_vars=variables
+        )
         result.update(check_result(outcome))
         result.setdefault("reason", None)
-        progress = Progress(str(variables.get("inventory_hostname", "")), str(args.get("progress", "auto")))
+        progress = Progress(
+            str(variables.get("inventory_hostname", "")), str(args.get("progress", "auto"))
+        )
         would = "would be " if self._task.check_mode else ""
         for bundle in result.get("bundles", []):
             if bundle["id"] not in sizes:

@@ -11,7 +11,11 @@ import typing as t
 from ansible.errors import AnsibleError
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
-from ansible_collections.wfpatch.fleet.plugins.plugin_utils._fleet_report import fleet_report, host_row, plain
+from ansible_collections.wfpatch.fleet.plugins.plugin_utils._fleet_report import (
+    fleet_report,
+    host_row,
+    plain,
+)
 from ansible_collections.wfpatch.fleet.plugins.plugin_utils._report_table import report_table
 from ansible_collections.wfpatch.fleet.plugins.plugin_utils._schemas import problems
 
@@ -19,10 +23,14 @@ display = Display()
 
 ARGUMENTS: dict[str, t.Any] = {
     "dest": {"type": "path", "required": True},
-    "action": {"type": "str", "choices": ["patch", "revert", "status", "uninstall"], "required": True},
+    "action": {
+        "type": "str",
+        "choices": ["patch", "revert", "status", "uninstall"],
+        "required": True,
+    },
     "hosts": {"type": "list", "elements": "str", "required": True},
-    "outcome": {"type": "str", "default": "wfpatch_outcome"},
-    "failure": {"type": "str", "default": "wfpatch_failure"},
+    "outcome": {"type": "str", "default": "patch_outcome"},
+    "failure": {"type": "str", "default": "report_failure"},
     "table": {"type": "bool", "default": True},
 }
 
@@ -47,7 +55,9 @@ class ActionModule(ActionBase):
     _requires_connection = False
     _supports_check_mode = True
 
-    def run(self, tmp: str | None = None, task_vars: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
+    def run(
+        self, tmp: str | None = None, task_vars: dict[str, t.Any] | None = None
+    ) -> dict[str, t.Any]:
         """Run the task."""
         variables = task_vars or {}
         result = super().run(tmp, variables)
@@ -55,11 +65,15 @@ class ActionModule(ActionBase):
         if not args["hosts"]:
             raise AnsibleError("a report about no hosts is an error, never a success")
         alive = set(variables.get("ansible_play_hosts", args["hosts"]))
-        rows = [self._row(variables["hostvars"], name, args, name in alive) for name in args["hosts"]]
+        rows = [
+            self._row(variables["hostvars"], name, args, name in alive) for name in args["hosts"]
+        ]
         report = fleet_report(args["action"], bool(self._task.check_mode), plain(rows))
         found = problems("report", report)
         if found:
-            raise AnsibleError("the report does not fit schemas/report.schema.json: " + "; ".join(found[:20]))
+            raise AnsibleError(
+                "the report does not fit schemas/report.schema.json: " + "; ".join(found[:20])
+            )
         dest = os.path.expanduser(args["dest"])
         write_report(dest, report)
         if args["table"]:
@@ -69,6 +83,6 @@ class ActionModule(ActionBase):
 
     @staticmethod
     def _row(hostvars: t.Any, name: str, args: dict[str, t.Any], alive: bool) -> dict[str, t.Any]:
-        known = hostvars[name] if name in hostvars else {}
-        outcome, failure = (known[args[which]] if args[which] in known else None for which in ("outcome", "failure"))
+        known = hostvars.get(name, {})
+        outcome, failure = (known.get(args[which], None) for which in ("outcome", "failure"))
         return host_row(str(name), outcome or None, failure or None, alive)

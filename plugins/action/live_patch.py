@@ -9,7 +9,11 @@ import typing as t
 from ansible.module_utils.parsing.convert_bool import boolean
 from ansible.plugins.action import ActionBase
 from ansible_collections.wfpatch.fleet.plugins.plugin_utils._checked_result import check_result
-from ansible_collections.wfpatch.fleet.plugins.plugin_utils._controller_bundles import PatchesInvalid, locate, read_patches
+from ansible_collections.wfpatch.fleet.plugins.plugin_utils._controller_bundles import (
+    PatchesInvalid,
+    locate,
+    read_patches,
+)
 from ansible_collections.wfpatch.fleet.plugins.plugin_utils._progress import Progress
 from ansible_collections.wfpatch.fleet.plugins.plugin_utils._staged_file import staged_file
 from ansible_collections.wfpatch.fleet.plugins.plugin_utils._staged_result import merge_results
@@ -32,7 +36,12 @@ class ActionModule(ActionBase):
         result = super().run(tmp, self._variables)
         args = {name: value for name, value in self._task.args.items() if not name.startswith("_")}
         if "src" in args and "ids" in args:
-            return {**result, "failed": True, "reason": "usage", "msg": "ids and src are both given; one of them names the patches"}
+            return {
+                **result,
+                "failed": True,
+                "reason": "usage",
+                "msg": "ids and src are both given; one of them names the patches",
+            }
         if "src" in args:
             try:
                 patches = read_patches(self, args["src"])
@@ -44,7 +53,9 @@ class ActionModule(ActionBase):
         if isinstance(args.get("ids"), str):
             args["ids"] = [patch_id.strip() for patch_id in args["ids"].split(",")]
         self._ids: list[str] = args.get("ids", [])
-        self._progress = Progress(str(self._variables.get("inventory_hostname", "")), str(args.get("progress", "auto")))
+        self._progress = Progress(
+            str(self._variables.get("inventory_hostname", "")), str(args.get("progress", "auto"))
+        )
         if self._task.check_mode:
             outcome = self._plan(args)
         else:
@@ -56,7 +67,11 @@ class ActionModule(ActionBase):
         return result
 
     def _call(self, args: Values, module: str = MODULE, **more: t.Any) -> Values:
-        return check_result(self._execute_module(module_name=module, module_args={**args, **more}, task_vars=self._variables))
+        return check_result(
+            self._execute_module(
+                module_name=module, module_args={**args, **more}, task_vars=self._variables
+            )
+        )
 
     def _plan(self, args: Values) -> Values:
         outcome = self._call(args)
@@ -76,7 +91,11 @@ class ActionModule(ActionBase):
             # Refused, or nothing to do: the applier says so itself, and writes down what is wanted.
             return self._call(args)
         so_far: Values | None = None
-        steps = ("load", "arm") if args.get("state", "applied") == "applied" and args.get("until", "finish") == "finish" else ()
+        steps = (
+            ("load", "arm")
+            if args.get("state", "applied") == "applied" and args.get("until", "finish") == "finish"
+            else ()
+        )
         for step in steps:
             outcome = self._call(args, until=step)
             if outcome.get("exit_code") == USAGE:
@@ -84,7 +103,9 @@ class ActionModule(ActionBase):
             if "result" not in outcome or outcome.get("failed"):
                 return self._merged(so_far, outcome)
             self._progress.step(step, outcome["result"], self._ids)
-            so_far = outcome["result"] if so_far is None else merge_results(so_far, outcome["result"])
+            so_far = (
+                outcome["result"] if so_far is None else merge_results(so_far, outcome["result"])
+            )
         outcome = self._call(args)
         if "result" in outcome:
             for step in ("threads", "finish"):
@@ -102,10 +123,18 @@ class ActionModule(ActionBase):
 
     def _verified(self, args: Values, outcome: Values) -> Values:
         """The outcome, with the word of a second reading of live memory."""
-        paths = {name: args[name] for name in ("program", "store", "allowed_signers") if name in args}
+        paths = {
+            name: args[name] for name in ("program", "store", "allowed_signers") if name in args
+        }
         reading = self._call({**paths, "ids": self._ids}, INFO_MODULE)
         if "result" not in reading:
-            return {**outcome, **reading, "failed": True, "changed": outcome["changed"], "verified": False}
+            return {
+                **outcome,
+                **reading,
+                "failed": True,
+                "changed": outcome["changed"],
+                "verified": False,
+            }
         self._progress.step("verify", reading["result"], self._ids)
         if not reading.get("failed") and reading["state"] == outcome["state"]:
             return {**outcome, "verified": True}

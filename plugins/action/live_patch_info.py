@@ -15,11 +15,15 @@ class ActionModule(ActionBase):
 
     _supports_check_mode = True
 
-    def run(self, tmp: str | None = None, task_vars: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
+    def run(
+        self, tmp: str | None = None, task_vars: dict[str, t.Any] | None = None
+    ) -> dict[str, t.Any]:
         """Run the task."""
         result = super().run(tmp, task_vars)
         outcome = self._execute_module(
-            module_name="wfpatch.fleet.live_patch_info", module_args=dict(self._task.args), task_vars=task_vars or {}
+            module_name="wfpatch.fleet.live_patch_info",
+            module_args=dict(self._task.args),
+            task_vars=task_vars or {},
         )
         result.update(check_result(outcome))
         result.setdefault("reason", None)

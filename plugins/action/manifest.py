@@ -7,7 +7,10 @@ from __future__ import annotations
 import typing as t
 
 from ansible.plugins.action import ActionBase
-from ansible_collections.wfpatch.fleet.plugins.plugin_utils._controller_bundles import PatchesInvalid, read_patches
+from ansible_collections.wfpatch.fleet.plugins.plugin_utils._controller_bundles import (
+    PatchesInvalid,
+    read_patches,
+)
 
 
 class ActionModule(ActionBase):
@@ -16,10 +19,14 @@ class ActionModule(ActionBase):
     _requires_connection = False
     _supports_check_mode = True
 
-    def run(self, tmp: str | None = None, task_vars: dict[str, t.Any] | None = None) -> dict[str, t.Any]:
+    def run(
+        self, tmp: str | None = None, task_vars: dict[str, t.Any] | None = None
+    ) -> dict[str, t.Any]:
         """Run the task."""
         result = super().run(tmp, task_vars)
-        _validation, args = self.validate_argument_spec({"src": {"type": "list", "elements": "path", "required": True}})
+        _validation, args = self.validate_argument_spec(
+            {"src": {"type": "list", "elements": "path", "required": True}}
+        )
         try:
             patches = read_patches(self, args["src"])
         except PatchesInvalid as exc:

@@ -22,7 +22,8 @@ options:
     default: /var/lib/wfpatch
   allowed_signers:
     description:
-      - The file on the host that lists who may sign patches, in the format of C(ALLOWED SIGNERS) in ssh-keygen(1).
+      - The file on the host that lists who may sign patches, in the format of C(ALLOWED SIGNERS)
+        in ssh-keygen(1).
     type: path
     default: /etc/wfpatch/allowed_signers
 requirements:

@@ -12,11 +12,14 @@ class ModuleDocFragment:
 options: {}
 attributes:
   check_mode:
-    description: Can run in C(check_mode) and return changed status prediction without modifying target.
+    description: Can run in C(check_mode) and return changed status prediction without modifying
+      target.
   diff_mode:
-    description: Will return details on what has changed (or possibly needs changing in C(check_mode)), when in diff mode.
+    description: Will return details on what has changed (or possibly needs changing in
+      C(check_mode)), when in diff mode.
   idempotent:
-    description: When run twice in a row outside check mode, with the same arguments, the second invocation indicates no change.
+    description: When run twice in a row outside check mode, with the same arguments, the second
+      invocation indicates no change.
   platform:
     description: The operating systems that the module works on.
 """
@@ -28,7 +31,8 @@ attributes:
     support: full
     platforms: linux
   action_group:
-    description: Use C(group/wfpatch.fleet.fleet) in C(module_defaults) to set defaults for this module.
+    description: Use C(group/wfpatch.fleet.fleet) in C(module_defaults) to set defaults for this
+      module.
     support: full
     membership:
       - wfpatch.fleet.fleet
@@ -41,7 +45,8 @@ attributes:
     support: full
     platforms: posix
   action:
-    description: Indicates this has a corresponding action plugin so some parts of the options can be executed on the controller.
+    description: Indicates this has a corresponding action plugin so some parts of the options
+      can be executed on the controller.
     support: full
   bypass_host_loop:
     description: Forces a "global" task that does not execute per host.

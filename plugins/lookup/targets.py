@@ -11,8 +11,10 @@ version_added: 0.1.0
 author:
   - The WfPatch authors (@wfpatch)
 description:
-  - Returns the host patterns that it is given, for use as a play's C(hosts), but fails when no host of the inventory matches them.
-  - C(ansible-playbook) ends with exit code 0 when a play matches no host. A guard play does not help, since C(--limit) removes its host as well.
+  - Returns the host patterns that it is given, for use as a play's C(hosts), but fails when no
+    host of the inventory matches them.
+  - C(ansible-playbook) ends with exit code 0 when a play matches no host. A guard play does not
+    help, since C(--limit) removes its host as well.
     A play's C(hosts) are templated before hosts are matched, whatever the limit is, so an error here ends the whole run with a non-zero exit code.
   - The inventory and C(--limit) are taken into account.
 options:
@@ -65,7 +67,9 @@ def _patterns(terms: t.Iterable[t.Any]) -> list[str]:
 class LookupModule(LookupBase):
     """See DOCUMENTATION."""
 
-    def _matching(self, patterns: list[str], groups: dict[str, list[str]], limit: str | None) -> list[t.Any]:
+    def _matching(
+        self, patterns: list[str], groups: dict[str, list[str]], limit: str | None
+    ) -> list[t.Any]:
         """The hosts that the play will have, by Ansible's own matching over a copy of the inventory's groups."""
         inventory = InventoryManager(loader=self._loader, sources=None, parse=False)
         for group in groups:
@@ -76,7 +80,9 @@ class LookupModule(LookupBase):
         inventory.subset(limit)
         return inventory.list_hosts(patterns)
 
-    def run(self, terms: list[t.Any], variables: dict[str, t.Any] | None = None, **kwargs: t.Any) -> list[str]:
+    def run(
+        self, terms: list[t.Any], variables: dict[str, t.Any] | None = None, **kwargs: t.Any
+    ) -> list[str]:
         """Run the lookup."""
         self.set_options(var_options=variables, direct=kwargs)
         patterns = _patterns(terms)
@@ -84,7 +90,10 @@ class LookupModule(LookupBase):
             # A syntax check needs no inventory.
             return patterns
         limit = context.CLIARGS.get("subset")
-        groups = {str(name): [str(host) for host in hosts] for name, hosts in ((variables or {}).get("groups") or {}).items()}
+        groups = {
+            str(name): [str(host) for host in hosts]
+            for name, hosts in ((variables or {}).get("groups") or {}).items()
+        }
         if patterns and self._matching(patterns, groups, limit):
             return patterns
         limited = f" with --limit {limit}" if limit else ""

@@ -55,36 +55,47 @@ class Answer:
     @property
     def message(self):
         """A text for people, never empty for a failure."""
-        return self.result["message"] or "the applier ended with exit code %d, state %s" % (self.exit_code, self.state)
+        return self.result["message"] or "the applier ended with exit code %d, state %s" % (
+            self.exit_code,
+            self.state,
+        )
 
     def facts(self):
         """The answer as a part of a module's result."""
-        return dict(state=self.state, reason=self.reason, exit_code=self.exit_code, result=self.result)
+        return {
+            "state": self.state,
+            "reason": self.reason,
+            "exit_code": self.exit_code,
+            "result": self.result,
+        }
 
 
 def argument_spec():
     """The options of every module that calls the applier."""
-    return dict(
-        program=dict(type="path", default=DEFAULT_PROGRAM),
-        store=dict(type="path", default=DEFAULT_STORE),
-        allowed_signers=dict(type="path", default=DEFAULT_ALLOWED_SIGNERS),
-    )
+    return {
+        "program": {"type": "path", "default": DEFAULT_PROGRAM},
+        "store": {"type": "path", "default": DEFAULT_STORE},
+        "allowed_signers": {"type": "path", "default": DEFAULT_ALLOWED_SIGNERS},
+    }
 
 
 def _parse(stdout):
     try:
-        result = json.loads(stdout)
+        value = json.loads(stdout)
     except ValueError:
         return None
-    if not isinstance(result, dict) or result.get("schema") != 1:
-        return None
-    if not all(key in result for key in ("changed", "state", "reason", "message", "before", "after", "warnings")):
-        return None
-    return result
+    return value if isinstance(value, dict) else None
 
 
-def call(module, *arguments, **paths):
-    """Run the applier with the module's paths, or those given, and return its Answer.
+def _is_result(value):
+    return value.get("schema") == 1 and all(
+        key in value
+        for key in ("changed", "state", "reason", "message", "before", "after", "warnings")
+    )
+
+
+def converse(module, *arguments, **paths):
+    """Run the applier with the module's paths, or those given; returns its exit code and its JSON object.
 
     Raises ApplierFailure with applier_missing or result_invalid.
     """
@@ -92,7 +103,8 @@ def call(module, *arguments, **paths):
     if not os.access(program, os.X_OK):
         raise ApplierFailure(
             "applier_missing",
-            "%s is not there or not executable: install the applier first (module wfpatch.fleet.applier, playbook wfpatch.fleet.install)" % program,
+            "{} is not there or not executable: install the applier first "
+            "(module wfpatch.fleet.applier, playbook wfpatch.fleet.install)".format(program),
         )
     command = [
         program,
@@ -103,24 +115,37 @@ def call(module, *arguments, **paths):
         "--json",
     ]
     command.extend(arguments)
-    exit_code, stdout, stderr = module.run_command(command, environ_update=dict(LC_ALL="C.UTF-8"))
-    result = _parse(stdout)
-    if result is None:
+    exit_code, stdout, stderr = module.run_command(command, environ_update={"LC_ALL": "C.UTF-8"})
+    value = _parse(stdout)
+    if value is None:
         raise ApplierFailure(
             "result_invalid",
-            "%s ended with exit code %d and gave no result that this version of the collection reads: %s"
+            "%s ended with exit code %d and gave no JSON that this version of the collection reads: %s"
             % (" ".join(command), exit_code, (stderr or stdout).strip()[-2000:] or "no output"),
             exit_code=exit_code,
         )
-    return Answer(exit_code, result)
+    return exit_code, value
+
+
+def call(module, *arguments, **paths):
+    """As converse, for commands that answer with a result; returns an Answer."""
+    exit_code, value = converse(module, *arguments, **paths)
+    if not _is_result(value):
+        raise ApplierFailure(
+            "result_invalid",
+            "the applier's answer to {} has another form than this version of the collection reads".format(
+                " ".join(arguments)
+            ),
+            exit_code=exit_code,
+        )
+    return Answer(exit_code, value)
 
 
 def _lines(summary):
-    lines = ["state: %s" % summary.get("state")]
+    lines = ["state: {}".format(summary.get("state"))]
     for process in summary.get("processes", []):
         lines.append(
-            "%s[%s] %s: %s, generation %s, patches in force: %s"
-            % (
+            "{}[{}] {}: {}, generation {}, patches in force: {}".format(
                 process.get("comm"),
                 process.get("pid"),
                 process.get("object"),
@@ -134,9 +159,9 @@ def _lines(summary):
 
 def difference(answer):
     """Before and after as Ansible shows them with --diff."""
-    return dict(
-        before=_lines(answer.result["before"]),
-        after=_lines(answer.result["after"]),
-        before_header="live memory",
-        after_header="live memory",
-    )
+    return {
+        "before": _lines(answer.result["before"]),
+        "after": _lines(answer.result["after"]),
+        "before_header": "live memory",
+        "after_header": "live memory",
+    }

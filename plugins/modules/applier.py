@@ -12,9 +12,11 @@ version_added: 0.1.0
 author:
   - The WfPatch authors (@wfpatch)
 description:
-  - Installs the applier, one file that needs nothing but Python 3.9, and the list of those who may sign patches, or removes both and the store.
+  - Installs the applier, one file that needs nothing but Python 3.9, and the list of those who
+    may sign patches, or removes both and the store.
   - The action half sends the applier only to hosts that do not have this very file.
-  - Removing the applier changes no process. What was patched stays patched, and what was reverted keeps its region, until the process ends.
+  - Removing the applier changes no process. What was patched stays patched, and what was
+    reverted keeps its region, until the process ends.
 options:
   state:
     description:
@@ -30,7 +32,8 @@ options:
     type: path
   signers:
     description:
-      - Contents of the file O(allowed_signers), one signer a line. Everything else in the file is removed.
+      - Contents of the file O(allowed_signers), one signer a line. Everything else in the file
+        is removed.
       - The file is left as it is when this is not given.
     type: str
   library:
@@ -101,7 +104,12 @@ import shutil
 import tempfile
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.wfpatch.fleet.plugins.module_utils._applier_command import ApplierFailure, argument_spec, call
+from ansible_collections.wfpatch.fleet.plugins.module_utils._applier_command import (
+    OK,
+    ApplierFailure,
+    argument_spec,
+    converse,
+)
 
 WRAPPER = """#!/bin/sh
 # Installed by wfpatch.fleet.applier.
@@ -156,13 +164,16 @@ class Installation:
     def _check_interpreter(self):
         interpreter = self.params["interpreter"]
         code, stdout, stderr = self.module.run_command(
-            [interpreter, "-I", "-c", "import sys; print('%d.%d' % sys.version_info[:2])"], handle_exceptions=False
+            [interpreter, "-I", "-c", "import sys; print('%d.%d' % sys.version_info[:2])"],
+            handle_exceptions=False,
         )
         version = stdout.strip()
         if code != 0 or tuple(int(part) for part in version.split(".")) < (3, 9):
             raise ApplierFailure(
                 "python_too_old",
-                "the applier needs Python 3.9 or newer, and %s is %s" % (interpreter, version or stderr.strip()[-200:]),
+                "the applier needs Python 3.9 or newer, and {} is {}".format(
+                    interpreter, version or stderr.strip()[-200:]
+                ),
             )
 
     def install(self):
@@ -170,7 +181,10 @@ class Installation:
         try:
             self._check_interpreter()
         except OSError as exc:
-            raise ApplierFailure("python_missing", "%s cannot be run: %s" % (self.params["interpreter"], exc.strerror)) from exc
+            raise ApplierFailure(
+                "python_missing",
+                "{} cannot be run: {}".format(self.params["interpreter"], exc.strerror),
+            ) from exc
         self._folder(self.params["library"], 0o755)
         self._folder(os.path.dirname(self.program), 0o755)
         self._folder(self.params["store"], 0o755)
@@ -184,12 +198,16 @@ class Installation:
         self._file(self.program, wrapper.encode("utf-8"), 0o755)
         if self.params["signers"] is not None:
             self._folder(os.path.dirname(self.params["allowed_signers"]), 0o755)
-            self._file(self.params["allowed_signers"], self.params["signers"].encode("utf-8"), 0o644)
+            self._file(
+                self.params["allowed_signers"], self.params["signers"].encode("utf-8"), 0o644
+            )
 
     def version(self):
         """What the installed applier says of itself."""
-        answer = call(self.module, "version")
-        return answer.result["applier"]["version"]
+        exit_code, value = converse(self.module, "version")
+        if exit_code != OK or "version" not in value:
+            raise ApplierFailure("applier_failed", "the applier does not start: {}".format(value))
+        return value["version"]
 
     def _remove(self, path):
         if not os.path.lexists(path):
@@ -211,15 +229,19 @@ class Installation:
         self._remove(self.params["allowed_signers"])
         for name in STORE_CONTENT:
             self._remove(os.path.join(self.params["store"], name))
-        for folder in (self.params["library"], self.params["store"], os.path.dirname(self.params["allowed_signers"])):
+        for folder in (
+            self.params["library"],
+            self.params["store"],
+            os.path.dirname(self.params["allowed_signers"]),
+        ):
             self._remove_empty(folder)
 
     def difference(self):
         """Names of files as Ansible shows them with --diff."""
-        text = "".join("%s\n" % path for path in self.paths)
+        text = "".join("{}\n".format(path) for path in self.paths)
         if self.params["state"] == "absent":
-            return dict(before=text, after="")
-        return dict(before="", after=text)
+            return {"before": text, "after": ""}
+        return {"before": "", "after": text}
 
 
 def run(module):
@@ -232,10 +254,13 @@ def run(module):
         result = {}
     else:
         if module.params["_digest"] is None:
-            raise ApplierFailure("usage", "the action half of wfpatch.fleet.applier did not run: use the full name of the module")
+            raise ApplierFailure(
+                "usage",
+                "the action half of wfpatch.fleet.applier did not run: use the full name of the module",
+            )
         if installation.differs() and module.params["_staged"] is None and not module.check_mode:
             # The action half sends the file and calls again.
-            return dict(changed=False, paths=[], _wanted=True)
+            return {"changed": False, "paths": [], "_wanted": True}
         installation.install()
         result = {}
         if not (module.check_mode and installation.paths):
@@ -251,13 +276,13 @@ def main():
     module = AnsibleModule(
         argument_spec=dict(
             argument_spec(),
-            state=dict(type="str", choices=["present", "absent"], default="present"),
-            src=dict(type="path"),
-            signers=dict(type="str"),
-            library=dict(type="path", default="/usr/local/lib/wfpatch"),
-            interpreter=dict(type="path", default="/usr/bin/python3"),
-            _digest=dict(type="str"),
-            _staged=dict(type="path"),
+            state={"type": "str", "choices": ["present", "absent"], "default": "present"},
+            src={"type": "path"},
+            signers={"type": "str"},
+            library={"type": "path", "default": "/usr/local/lib/wfpatch"},
+            interpreter={"type": "path", "default": "/usr/bin/python3"},
+            _digest={"type": "str"},
+            _staged={"type": "path"},
         ),
         required_if=[("state", "present", ["src"])],
         supports_check_mode=True,

@@ -13,19 +13,22 @@ author:
   - The WfPatch authors (@wfpatch)
 description:
   - Brings patches into the store of a host, or removes them from it. No process is touched.
-  - The action half validates each patch on the controller. The manifest must fit its schema, say the same as C(bundle.json), and name the digest of C(patch.elf).
+  - The action half validates each patch on the controller. The manifest must fit its schema, say
+    the same as C(bundle.json), and name the digest of C(patch.elf).
   - The host verifies signature and digests before a bundle enters the store.
 options:
   state:
     description:
       - Whether the bundles are in the store.
-      - Removing the bundle of a patch that is in force does not revert it, and it can no longer be reverted by its name.
+      - Removing the bundle of a patch that is in force does not revert it, and it can no longer
+        be reverted by its name.
     type: str
     choices: [present, absent]
     default: present
   src:
     description:
-      - Folders on the controller, each with C(manifest.yml), C(bundle.json), C(bundle.json.sig) and C(patch.elf).
+      - Folders on the controller, each with C(manifest.yml), C(bundle.json), C(bundle.json.sig)
+        and C(patch.elf).
       - Required if O(state=present).
     type: list
     elements: path
@@ -37,7 +40,8 @@ options:
     elements: str
   progress:
     description:
-      - Whether a line is printed for each bundle that was pushed. V(auto) prints when standard output is a terminal or with C(-v).
+      - Whether a line is printed for each bundle that was pushed. V(auto) prints when standard
+        output is a terminal or with C(-v).
     type: str
     choices: [auto, always, never]
     default: auto
@@ -99,7 +103,8 @@ reason:
   type: str
   sample: signature_invalid
 violations:
-  description: Everything that is wrong with the patches on the controller, each with file and line.
+  description: Everything that is wrong with the patches on the controller, each with file and
+    line.
   returned: when a patch is not valid
   type: list
   elements: str
@@ -115,7 +120,12 @@ import shutil
 import tempfile
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.wfpatch.fleet.plugins.module_utils._applier_command import OK, ApplierFailure, argument_spec, call
+from ansible_collections.wfpatch.fleet.plugins.module_utils._applier_command import (
+    OK,
+    ApplierFailure,
+    argument_spec,
+    converse,
+)
 
 #: File names in the store and the field of the payload that holds their contents.
 FILES = (("bundle.json", "bundle"), ("bundle.json.sig", "signature"), ("patch.elf", "patch"))
@@ -150,20 +160,29 @@ class BundleStore:
     def path(self, patch_id):
         """Where a bundle lies. Raises ApplierFailure for what is not an id: it is a folder's name here."""
         if not ID.match(patch_id):
-            raise ApplierFailure("usage", "%r is not a patch id" % patch_id)
+            raise ApplierFailure("usage", "{!r} is not a patch id".format(patch_id))
         return os.path.join(self.folder, patch_id)
 
     def _verify(self, staged):
         """Let the applier verify signature and digests. Raises ApplierFailure."""
         try:
-            answer = call(self.module, "bundle", "verify", staged)
+            exit_code, value = converse(self.module, "bundle", "verify", staged)
         except ApplierFailure as failure:
             if failure.reason == "applier_missing" and self.module.check_mode:
-                self.module.warn("the signature of %s is verified once the applier is installed" % os.path.basename(staged))
+                self.module.warn(
+                    "the signature of {} is verified once the applier is installed".format(
+                        os.path.basename(staged)
+                    )
+                )
                 return
             raise
-        if answer.exit_code != OK:
-            raise ApplierFailure(answer.reason or "applier_failed", answer.message, exit_code=answer.exit_code, result=answer.result)
+        if exit_code != OK:
+            raise ApplierFailure(
+                value.get("reason") or "applier_failed",
+                value.get("message") or "the applier refused the bundle",
+                exit_code=exit_code,
+                **({"result": value} if "state" in value else {}),
+            )
 
     def push(self, payload):
         """Verify a bundle and put it into the store in one piece. Returns (changed, digest before, digest after)."""
@@ -218,16 +237,35 @@ def run(module):
     else:
         payloads = module.params["_payloads"]
         if not payloads:
-            raise ApplierFailure("usage", "the action half of wfpatch.fleet.bundle did not run: use the full name of the module")
+            raise ApplierFailure(
+                "usage",
+                "the action half of wfpatch.fleet.bundle did not run: use the full name of the module",
+            )
         steps = [(payload["id"], store.push(payload)) for payload in payloads]
-    result = dict(
-        changed=any(changed for _id, (changed, _before, _after) in steps),
-        bundles=[dict(id=patch_id, changed=changed, digest=after) for patch_id, (changed, _before, after) in steps],
-    )
+    result = {
+        "changed": any(changed for _id, (changed, _before, _after) in steps),
+        "bundles": [
+            {"id": patch_id, "changed": changed, "digest": after}
+            for patch_id, (changed, _before, after) in steps
+        ],
+    }
     if module._diff:
-        before = "".join("%s %s\n" % (patch_id, before) for patch_id, (_changed, before, _after) in steps if before)
-        after = "".join("%s %s\n" % (patch_id, after) for patch_id, (_changed, _before, after) in steps if after)
-        result["diff"] = dict(before=before, after=after, before_header=store.folder, after_header=store.folder)
+        before = "".join(
+            "{} {}\n".format(patch_id, before)
+            for patch_id, (_changed, before, _after) in steps
+            if before
+        )
+        after = "".join(
+            "{} {}\n".format(patch_id, after)
+            for patch_id, (_changed, _before, after) in steps
+            if after
+        )
+        result["diff"] = {
+            "before": before,
+            "after": after,
+            "before_header": store.folder,
+            "after_header": store.folder,
+        }
     return result
 
 
@@ -236,21 +274,21 @@ def main():
     module = AnsibleModule(
         argument_spec=dict(
             argument_spec(),
-            state=dict(type="str", choices=["present", "absent"], default="present"),
-            src=dict(type="list", elements="path"),
-            ids=dict(type="list", elements="str"),
-            progress=dict(type="str", choices=["auto", "always", "never"], default="auto"),
-            _payloads=dict(
-                type="list",
-                elements="dict",
-                options=dict(
-                    id=dict(type="str", required=True),
+            state={"type": "str", "choices": ["present", "absent"], "default": "present"},
+            src={"type": "list", "elements": "path"},
+            ids={"type": "list", "elements": "str"},
+            progress={"type": "str", "choices": ["auto", "always", "never"], "default": "auto"},
+            _payloads={
+                "type": "list",
+                "elements": "dict",
+                "options": {
+                    "id": {"type": "str", "required": True},
                     # Kept out of logs for their size, not because they were secret.
-                    bundle=dict(type="str", required=True, no_log=True),
-                    signature=dict(type="str", required=True, no_log=True),
-                    patch=dict(type="str", required=True, no_log=True),
-                ),
-            ),
+                    "bundle": {"type": "str", "required": True, "no_log": True},
+                    "signature": {"type": "str", "required": True, "no_log": True},
+                    "patch": {"type": "str", "required": True, "no_log": True},
+                },
+            },
         ),
         required_if=[("state", "present", ["src"]), ("state", "absent", ["ids"])],
         supports_check_mode=True,

@@ -12,7 +12,8 @@ version_added: 0.1.0
 author:
   - The WfPatch authors (@wfpatch)
 description:
-  - Collects what M(wfpatch.fleet.live_patch) and M(wfpatch.fleet.live_patch_info) returned for each host of the play, writes it as one JSON file and shows it as a table.
+  - Collects what M(wfpatch.fleet.live_patch) and M(wfpatch.fleet.live_patch_info) returned for
+    each host of the play, writes it as one JSON file and shows it as a table.
   - Runs on the controller only and connects to no host.
   - A host without a result is C(unknown) in the report, with a reason code, never left out.
 options:
@@ -37,12 +38,12 @@ options:
     description:
       - Name of the variable of each host in which the task's result was registered.
     type: str
-    default: wfpatch_outcome
+    default: patch_outcome
   failure:
     description:
       - Name of the variable of each host that holds the result of the task that failed.
     type: str
-    default: wfpatch_failure
+    default: report_failure
   table:
     description:
       - Whether the table is shown.
@@ -51,7 +52,8 @@ options:
 attributes:
   check_mode:
     support: full
-    details: The report is written in check mode too. It is a product of the run, not a part of a host's state.
+    details: The report is written in check mode too. It is a product of the run, not a part of a
+      host's state.
   diff_mode:
     support: none
   idempotent:
@@ -73,7 +75,7 @@ EXAMPLES = r"""
 - name: Read what is in force
   wfpatch.fleet.live_patch_info:
   become: true
-  register: wfpatch_outcome
+  register: patch_outcome
 
 - name: Write the report
   wfpatch.fleet.fleet_report:

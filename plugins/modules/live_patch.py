@@ -12,10 +12,14 @@ version_added: 0.1.0
 author:
   - The WfPatch authors (@wfpatch)
 description:
-  - Applies patches from the host's store to all running processes that map an object they are for, thread by thread, or reverts them.
-  - No process is restarted, and no error ends, signals or stops one for good. A run that was interrupted is completed by the next one.
-  - In check mode the applier plans instead. It reads the processes and says what would happen and what would be refused.
-  - After a change the action half has the applier read live memory once more and fails when that does not show what was asked for.
+  - Applies patches from the host's store to all running processes that map an object they are
+    for, thread by thread, or reverts them.
+  - No process is restarted, and no error ends, signals or stops one for good. A run that was
+    interrupted is completed by the next one.
+  - In check mode the applier plans instead. It reads the processes and says what would happen
+    and what would be refused.
+  - After a change the action half has the applier read live memory once more and fails when that
+    does not show what was asked for.
 options:
   state:
     description:
@@ -31,15 +35,19 @@ options:
     elements: str
   src:
     description:
-      - Folders of the patches on the controller. They are validated, and ids and their order are taken from them.
-      - Outside check mode the bundles must be in the host's store already, see M(wfpatch.fleet.bundle).
-      - In check mode a bundle that would be pushed is planned with, too. For that it is verified in a temporary store.
+      - Folders of the patches on the controller. They are validated, and ids and their order are
+        taken from them.
+      - Outside check mode the bundles must be in the host's store already, see
+        M(wfpatch.fleet.bundle).
+      - In check mode a bundle that would be pushed is planned with, too. For that it is verified
+        in a temporary store.
     type: list
     elements: path
   applier_src:
     description:
       - The applier on the controller.
-      - Used in check mode only. A host that has no applier yet plans with this one, from a temporary folder.
+      - Used in check mode only. A host that has no applier yet plans with this one, from a
+        temporary folder.
     type: path
   signers:
     description:
@@ -88,7 +96,8 @@ options:
     default: true
   progress:
     description:
-      - Whether each step is done by a call of its own and told in a line. V(auto) does so when standard output is a terminal or with C(-v).
+      - Whether each step is done by a call of its own and told in a line. V(auto) does so when
+        standard output is a terminal or with C(-v).
     type: str
     choices: [auto, always, never]
     default: auto
@@ -155,7 +164,8 @@ verified:
   type: bool
   sample: true
 result:
-  description: All that the applier said. It fits C(schemas/result.schema.json), see C(docs/schemas.md).
+  description: All that the applier said. It fits C(schemas/result.schema.json), see
+    C(docs/schemas.md).
   returned: when the applier answered
   type: dict
   sample:
@@ -182,6 +192,7 @@ result:
 """
 
 import base64
+import json
 import os
 import shlex
 import shutil
@@ -193,6 +204,7 @@ from ansible_collections.wfpatch.fleet.plugins.module_utils._applier_command imp
     NO_PROCESS,
     OK,
     PENDING,
+    Answer,
     ApplierFailure,
     argument_spec,
     call,
@@ -203,12 +215,8 @@ from ansible_collections.wfpatch.fleet.plugins.module_utils._applier_command imp
 def words(params, plan):
     """The applier's command line."""
     revert = params["state"] == "reverted"
-    if revert:
-        arguments = ["revert"]
-        if plan:
-            arguments.append("--dry-run")
-    else:
-        arguments = ["plan" if plan else "apply"]
+    command = "revert" if revert else "plan" if plan else "apply"
+    arguments = [command]
     for pid in params["pids"]:
         arguments.extend(["--pid", str(pid)])
     if params["policy"] is not None:
@@ -216,11 +224,40 @@ def words(params, plan):
     arguments.extend(["--backend", params["backend"]])
     if params["timeout"] is not None:
         arguments.extend(["--timeout", str(params["timeout"])])
-    if params["until"] != "finish" and not revert and not plan:
+    if command == "apply" and params["until"] != "finish":
         arguments.extend(["--until", params["until"]])
     arguments.append("--")
     arguments.extend(reversed(params["ids"]) if revert else params["ids"])
     return arguments
+
+
+def planned_revert(answer, params):
+    """What a revert would change, from what is in force now: the applier plans for apply only."""
+    pids, ids = params["pids"], set(params["ids"])
+    after = json.loads(json.dumps(answer.result["after"]))
+    changed = False
+    for process in after["processes"]:
+        if (not pids or process["pid"] in pids) and ids.intersection(process["patches"]):
+            changed = True
+            process["patches"] = [each for each in process["patches"] if each not in ids]
+            process["generation"] += 1
+            process["state"] = "patched" if process["patches"] else "vulnerable"
+    if changed:
+        after["state"] = "vulnerable"
+    result = dict(answer.result, before=answer.result["after"], after=after, changed=changed)
+    return Answer(OK if answer.exit_code == PENDING else answer.exit_code, result)
+
+
+def ask(module):
+    """Have the applier do it, or plan it; returns its Answer."""
+    plan = module.check_mode or module.params["_plan"]
+    if plan and module.params["state"] == "reverted":
+        return planned_revert(call(module, "status", "--", *module.params["ids"]), module.params)
+    arguments = words(module.params, plan)
+    if not module.check_mode:
+        return call(module, *arguments)
+    with tempfile.TemporaryDirectory(dir=module.tmpdir) as scratch:
+        return call(module, *arguments, **planned_paths(module, scratch))
 
 
 def planned_paths(module, scratch):
@@ -229,7 +266,11 @@ def planned_paths(module, scratch):
     if module.params["_staged"] is not None:
         paths["program"] = os.path.join(scratch, "wfpatch")
         with open(paths["program"], "w", encoding="utf-8") as file:
-            file.write('#!/bin/sh\nexec %s -I -B %s "$@"\n' % (shlex.quote(sys.executable), shlex.quote(module.params["_staged"])))
+            file.write(
+                '#!/bin/sh\nexec {} -I -B {} "$@"\n'.format(
+                    shlex.quote(sys.executable), shlex.quote(module.params["_staged"])
+                )
+            )
         os.chmod(paths["program"], 0o700)
     if module.params["signers"] is not None:
         paths["allowed_signers"] = os.path.join(scratch, "allowed_signers")
@@ -244,11 +285,19 @@ def planned_store(module, planned):
     """A copy of the host's store with the bundles that would be pushed. The applier verifies them as it reads them."""
     store = module.params["store"]
     if os.path.isdir(store):
-        shutil.copytree(store, planned, ignore=lambda _folder, names: [name for name in names if name.startswith(".")])
+        shutil.copytree(
+            store,
+            planned,
+            ignore=lambda _folder, names: [name for name in names if name.startswith(".")],
+        )
     for payload in module.params["_payloads"]:
         folder = os.path.join(planned, "bundles", os.path.basename(payload["id"]))
         os.makedirs(folder, 0o755, exist_ok=True)
-        for name, field in (("bundle.json", "bundle"), ("bundle.json.sig", "signature"), ("patch.elf", "patch")):
+        for name, field in (
+            ("bundle.json", "bundle"),
+            ("bundle.json.sig", "signature"),
+            ("patch.elf", "patch"),
+        ):
             with open(os.path.join(folder, name), "wb") as file:
                 file.write(base64.b64decode(payload[field]))
     return planned
@@ -270,45 +319,48 @@ def main():
     module = AnsibleModule(
         argument_spec=dict(
             argument_spec(),
-            state=dict(type="str", choices=["applied", "reverted"], default="applied"),
-            ids=dict(type="list", elements="str"),
-            src=dict(type="list", elements="path"),
-            pids=dict(type="list", elements="int", default=[]),
-            policy=dict(type="str", choices=["auto", "global"]),
-            backend=dict(type="str", choices=["auto", "ptrace"], default="auto"),
-            timeout=dict(type="int"),
-            accept=dict(type="list", elements="str", choices=["pending", "partial", "not_affected"], default=[]),
-            until=dict(type="str", choices=["load", "arm", "finish"], default="finish"),
-            verify=dict(type="bool", default=True),
-            progress=dict(type="str", choices=["auto", "always", "never"], default="auto"),
-            applier_src=dict(type="path"),
-            signers=dict(type="str"),
-            _plan=dict(type="bool", default=False),
-            _staged=dict(type="path"),
-            _payloads=dict(
-                type="list",
-                elements="dict",
-                options=dict(
-                    id=dict(type="str", required=True),
+            state={"type": "str", "choices": ["applied", "reverted"], "default": "applied"},
+            ids={"type": "list", "elements": "str"},
+            src={"type": "list", "elements": "path"},
+            pids={"type": "list", "elements": "int", "default": []},
+            policy={"type": "str", "choices": ["auto", "global"]},
+            backend={"type": "str", "choices": ["auto", "ptrace"], "default": "auto"},
+            timeout={"type": "int"},
+            accept={
+                "type": "list",
+                "elements": "str",
+                "choices": ["pending", "partial", "not_affected"],
+                "default": [],
+            },
+            until={"type": "str", "choices": ["load", "arm", "finish"], "default": "finish"},
+            verify={"type": "bool", "default": True},
+            progress={"type": "str", "choices": ["auto", "always", "never"], "default": "auto"},
+            applier_src={"type": "path"},
+            signers={"type": "str"},
+            _plan={"type": "bool", "default": False},
+            _staged={"type": "path"},
+            _payloads={
+                "type": "list",
+                "elements": "dict",
+                "options": {
+                    "id": {"type": "str", "required": True},
                     # Kept out of logs for their size, not because they were secret.
-                    bundle=dict(type="str", required=True, no_log=True),
-                    signature=dict(type="str", required=True, no_log=True),
-                    patch=dict(type="str", required=True, no_log=True),
-                ),
-            ),
+                    "bundle": {"type": "str", "required": True, "no_log": True},
+                    "signature": {"type": "str", "required": True, "no_log": True},
+                    "patch": {"type": "str", "required": True, "no_log": True},
+                },
+            },
         ),
         required_one_of=[("ids", "src")],
         supports_check_mode=True,
     )
     if not module.params["ids"]:
-        module.fail_json(msg="no patch is named: an empty list of ids is an error, never a success", reason="usage")
-    arguments = words(module.params, module.check_mode or module.params["_plan"])
+        module.fail_json(
+            msg="no patch is named: an empty list of ids is an error, never a success",
+            reason="usage",
+        )
     try:
-        if module.check_mode:
-            with tempfile.TemporaryDirectory(dir=module.tmpdir) as scratch:
-                answer = call(module, *arguments, **planned_paths(module, scratch))
-        else:
-            answer = call(module, *arguments)
+        answer = ask(module)
     except ApplierFailure as failure:
         failure.fail(module)
     facts = dict(answer.facts(), changed=answer.result["changed"], verified=None)

@@ -12,7 +12,8 @@ version_added: 0.1.0
 author:
   - The WfPatch authors (@wfpatch)
 description:
-  - Returns, for each process that maps an object of a patch, what its memory says. Changes nothing and stops no thread.
+  - Returns, for each process that maps an object of a patch, what its memory says. Changes
+    nothing and stops no thread.
   - A process whose memory is not as was recorded in it fails the task, see O(tampered).
 options:
   ids:
@@ -23,7 +24,8 @@ options:
     default: []
   verify:
     description:
-      - Whether each function's entry, table and code are read and compared, rather than the region's header believed.
+      - Whether each function's entry, table and code are read and compared, rather than the
+        region's header believed.
     type: bool
     default: true
   tampered:
@@ -80,7 +82,8 @@ exit_code:
   type: int
   sample: 0
 result:
-  description: All that the applier said. It fits C(schemas/result.schema.json), see C(docs/schemas.md).
+  description: All that the applier said. It fits C(schemas/result.schema.json), see
+    C(docs/schemas.md).
   returned: when the applier answered
   type: dict
   sample:
@@ -121,20 +124,24 @@ def main():
     module = AnsibleModule(
         argument_spec=dict(
             argument_spec(),
-            ids=dict(type="list", elements="str", default=[]),
-            verify=dict(type="bool", default=True),
-            tampered=dict(type="str", choices=["fail", "report"], default="fail"),
+            ids={"type": "list", "elements": "str", "default": []},
+            verify={"type": "bool", "default": True},
+            tampered={"type": "str", "choices": ["fail", "report"], "default": "fail"},
         ),
         supports_check_mode=True,
     )
     try:
-        answer = call(module, "verify" if module.params["verify"] else "status", "--", *module.params["ids"])
+        answer = call(
+            module, "verify" if module.params["verify"] else "status", "--", *module.params["ids"]
+        )
     except ApplierFailure as failure:
         failure.fail(module)
     facts = dict(answer.facts(), changed=False)
     for warning in answer.result["warnings"]:
         module.warn(warning)
-    if answer.exit_code in INFORMATIVE or (answer.exit_code == TAMPERED and module.params["tampered"] == "report"):
+    if answer.exit_code in INFORMATIVE or (
+        answer.exit_code == TAMPERED and module.params["tampered"] == "report"
+    ):
         module.exit_json(msg=answer.result["message"], **facts)
     module.fail_json(msg=answer.message, **facts)
 

@@ -12,14 +12,17 @@ version_added: 0.1.0
 author:
   - The WfPatch authors (@wfpatch)
 description:
-  - Validates patches before any host is touched. Runs on the controller only and connects to no host.
-  - Each manifest must fit its JSON Schema, say exactly the same as the canonical C(bundle.json), and name size and digest of C(patch.elf).
+  - Validates patches before any host is touched. Runs on the controller only and connects to no
+    host.
+  - Each manifest must fit its JSON Schema, say exactly the same as the canonical C(bundle.json),
+    and name size and digest of C(patch.elf).
   - All violations are listed, each with file and line.
   - Signatures are verified on the hosts, where the list of allowed signers is.
 options:
   src:
     description:
-      - Folders on the controller, each with C(manifest.yml), C(bundle.json), C(bundle.json.sig) and C(patch.elf).
+      - Folders on the controller, each with C(manifest.yml), C(bundle.json), C(bundle.json.sig)
+        and C(patch.elf).
     type: list
     elements: path
     required: true

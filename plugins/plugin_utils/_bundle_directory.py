@@ -14,7 +14,10 @@ from dataclasses import dataclass
 from ansible_collections.wfpatch.fleet.plugins.plugin_utils._canonical_json import canonical_json
 from ansible_collections.wfpatch.fleet.plugins.plugin_utils._manifest_yaml import Path, YamlDocument
 from ansible_collections.wfpatch.fleet.plugins.plugin_utils._schemas import dotted
-from ansible_collections.wfpatch.fleet.plugins.plugin_utils.validation import Violation, validate_manifest
+from ansible_collections.wfpatch.fleet.plugins.plugin_utils.validation import (
+    Violation,
+    validate_manifest,
+)
 
 MANIFEST_FILES = ("manifest.yml", "manifest.yaml")
 BUNDLE_FILE = "bundle.json"
@@ -76,7 +79,9 @@ def differences(source: t.Any, signed: t.Any, path: Path = ()) -> t.Iterator[Dif
     """Each place at which two JSON values differ."""
     if isinstance(source, dict) and isinstance(signed, dict):
         for key in sorted(set(source) | set(signed)):
-            yield from differences(source.get(key, _ABSENT), signed.get(key, _ABSENT), path + (key,))
+            yield from differences(
+                source.get(key, _ABSENT), signed.get(key, _ABSENT), path + (key,)
+            )
     elif isinstance(source, list) and isinstance(signed, list) and len(source) == len(signed):
         for index, (left, right) in enumerate(zip(source, signed)):
             yield from differences(left, right, path + (index,))
@@ -161,10 +166,20 @@ def _check_patch(files: _Files, manifest_file: str, document: YamlDocument, patc
 def read_bundle_directory(directory: str) -> tuple[BundleDirectory | None, list[Violation]]:
     """Read and validate a patch's folder. Returns the patch, or None and everything that is wrong with it."""
     files = _Files(directory)
-    manifest_file = next((name for name in MANIFEST_FILES if os.path.exists(files.place(name))), MANIFEST_FILES[0])
-    source = files.read(manifest_file, MAX_SMALL, "does not exist; a patch's folder holds its manifest under this name")
+    manifest_file = next(
+        (name for name in MANIFEST_FILES if os.path.exists(files.place(name))), MANIFEST_FILES[0]
+    )
+    source = files.read(
+        manifest_file,
+        MAX_SMALL,
+        "does not exist; a patch's folder holds its manifest under this name",
+    )
     bundle = files.read(BUNDLE_FILE, MAX_SMALL, "does not exist; build the bundle first")
-    signature = files.read(SIGNATURE_FILE, MAX_SMALL, f"does not exist; sign {BUNDLE_FILE} with ssh-keygen -Y sign -n wfpatch")
+    signature = files.read(
+        SIGNATURE_FILE,
+        MAX_SMALL,
+        f"does not exist; sign {BUNDLE_FILE} with ssh-keygen -Y sign -n wfpatch",
+    )
     patch = files.read(PATCH_FILE, MAX_PATCH, "does not exist; build the bundle first")
     document = None
     if source is not None:

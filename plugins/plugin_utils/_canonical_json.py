@@ -10,5 +10,7 @@ import typing as t
 
 def canonical_json(value: t.Any) -> bytes:
     """The canonical bytes of a value. Raises UnicodeEncodeError for lone surrogates."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    text = json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    )
     return text.encode("utf-8")

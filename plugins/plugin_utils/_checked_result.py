@@ -18,10 +18,15 @@ def check_result(outcome: dict[str, t.Any]) -> dict[str, t.Any]:
     found = problems("result", outcome["result"])
     if not found:
         return outcome
-    kept = {key: value for key, value in outcome.items() if key not in ("result", "state", "verified", "diff")}
+    kept = {
+        key: value
+        for key, value in outcome.items()
+        if key not in ("result", "state", "verified", "diff")
+    }
     kept.update(
         failed=True,
         reason="result_invalid",
-        msg="the applier's result does not fit schemas/result.schema.json: " + "; ".join(found[:MAX_LISTED]),
+        msg="the applier's result does not fit schemas/result.schema.json: "
+        + "; ".join(found[:MAX_LISTED]),
     )
     return kept

@@ -8,7 +8,10 @@ import os
 import typing as t
 
 from ansible.errors import AnsibleError
-from ansible_collections.wfpatch.fleet.plugins.plugin_utils._bundle_directory import BundleDirectory, read_bundle_directory
+from ansible_collections.wfpatch.fleet.plugins.plugin_utils._bundle_directory import (
+    BundleDirectory,
+    read_bundle_directory,
+)
 from ansible_collections.wfpatch.fleet.plugins.plugin_utils._requirements import apply_order
 from ansible_collections.wfpatch.fleet.plugins.plugin_utils.validation import Violation
 
@@ -19,11 +22,20 @@ class PatchesInvalid(AnsibleError):
     def __init__(self, violations: list[Violation]) -> None:
         self.violations = [str(violation) for violation in violations]
         count = len(violations)
-        super().__init__("\n".join([f"{count} violation{'s' if count != 1 else ''} in the patches:", *self.violations]))
+        super().__init__(
+            "\n".join(
+                [f"{count} violation{'s' if count != 1 else ''} in the patches:", *self.violations]
+            )
+        )
 
     def result(self) -> dict[str, t.Any]:
         """The task's result."""
-        return {"failed": True, "msg": str(self), "reason": "manifest_invalid", "violations": self.violations}
+        return {
+            "failed": True,
+            "msg": str(self),
+            "reason": "manifest_invalid",
+            "violations": self.violations,
+        }
 
 
 def locate(action: t.Any, path: str) -> str:
@@ -40,8 +52,14 @@ def read_patches(action: t.Any, source: t.Any) -> list[BundleDirectory]:
     Raises PatchesInvalid with everything that is wrong in any of them, AnsibleError for an empty list or a missing folder.
     """
     folders = [source] if isinstance(source, str) else source
-    if not isinstance(folders, list) or not folders or not all(isinstance(folder, str) and folder for folder in folders):
-        raise AnsibleError("no patch is named: src has to be a list of folders, and an empty one is an error, never a success")
+    if (
+        not isinstance(folders, list)
+        or not folders
+        or not all(isinstance(folder, str) and folder for folder in folders)
+    ):
+        raise AnsibleError(
+            "no patch is named: src has to be a list of folders, and an empty one is an error, never a success"
+        )
     patches: list[BundleDirectory] = []
     violations: list[Violation] = []
     for folder in folders:

@@ -11,7 +11,17 @@ import typing as t
 Values = dict[str, t.Any]
 
 #: A fleet takes its worst host: the later in this order, the worse. The applier orders processes in the same way.
-STATES = ("not_affected", "fixed", "patched", "unknown", "pending", "partial", "unpatchable", "blocked", "vulnerable")
+STATES = (
+    "not_affected",
+    "fixed",
+    "patched",
+    "unknown",
+    "pending",
+    "partial",
+    "unpatchable",
+    "blocked",
+    "vulnerable",
+)
 
 UNREACHABLE = "host_unreachable"
 NOT_REACHED = "not_reached"
@@ -41,7 +51,14 @@ def plain(value: t.Any) -> t.Any:
 def host_row(name: str, outcome: Values | None, failure: Values | None, alive: bool) -> Values:
     """One host's item of the report. ``alive``: Ansible has not given the host up."""
     last = failure or outcome
-    result = next((plain(each["result"]) for each in (failure, outcome) if each and isinstance(each.get("result"), t.Mapping)), None)
+    result = next(
+        (
+            plain(each["result"])
+            for each in (failure, outcome)
+            if each and isinstance(each.get("result"), t.Mapping)
+        ),
+        None,
+    )
     if last is None:
         reason: str | None = NOT_REACHED if alive else UNREACHABLE
         message = "the run did not come to this host" if alive else "the host could not be reached"
@@ -68,7 +85,9 @@ def patch_ids(rows: t.Iterable[Values]) -> list[str]:
     for row in rows:
         result = row["result"]
         if result:
-            found.update(patch["id"] for process in result["processes"] for patch in process["patches"])
+            found.update(
+                patch["id"] for process in result["processes"] for patch in process["patches"]
+            )
             found.update(cve["patch"] for cve in result["cves"])
     return sorted(found)
 
@@ -78,7 +97,7 @@ def fleet_report(action: str, check_mode: bool, rows: list[Values]) -> Values:
     states = collections.Counter(row["state"] for row in rows)
     return {
         "schema": 1,
-        "time": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "time": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "action": action,
         "check_mode": check_mode,
         "complete": all(row["reason"] not in (NOT_REACHED, UNREACHABLE) for row in rows),

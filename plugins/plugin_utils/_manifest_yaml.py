@@ -130,7 +130,9 @@ def read_manifest_yaml(text: str) -> YamlDocument:
     reader = _Reader()
     document = reader.document
     if len(text.encode("utf-8", "surrogatepass")) > MAX_SIZE:
-        document.problems.append(YamlProblem(1, (), f"the manifest is larger than {MAX_SIZE} bytes"))
+        document.problems.append(
+            YamlProblem(1, (), f"the manifest is larger than {MAX_SIZE} bytes")
+        )
         return document
     loader = None
     try:
@@ -142,10 +144,14 @@ def read_manifest_yaml(text: str) -> YamlDocument:
             document.data = reader.value(node, ())
     except yaml.MarkedYAMLError as exc:
         mark = exc.problem_mark or exc.context_mark
-        document.problems.append(YamlProblem(mark.line + 1 if mark else 1, (), f"not YAML: {exc.problem or exc.context}"))
+        document.problems.append(
+            YamlProblem(mark.line + 1 if mark else 1, (), f"not YAML: {exc.problem or exc.context}")
+        )
     except yaml.reader.ReaderError as exc:
         line = text.count("\n", 0, exc.position) + 1
-        document.problems.append(YamlProblem(line, (), f"not YAML: the character {exc.character!r} is not allowed"))
+        document.problems.append(
+            YamlProblem(line, (), f"not YAML: the character {exc.character!r} is not allowed")
+        )
     except RecursionError:
         document.problems.append(YamlProblem(1, (), "nested too deeply"))
     finally:

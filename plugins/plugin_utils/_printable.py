@@ -10,7 +10,9 @@ import typing as t
 def printable(value: t.Any, limit: int = 300) -> str:
     """The value as one line of printable characters, others escaped, at most ``limit`` of them."""
     text = "".join(
-        character if character.isprintable() else character.encode("unicode_escape", "backslashreplace").decode("ascii")
+        character
+        if character.isprintable()
+        else character.encode("unicode_escape", "backslashreplace").decode("ascii")
         for character in str(value)[: limit + 1]
     )
     return text if len(text) <= limit else text[: limit - 3] + "..."

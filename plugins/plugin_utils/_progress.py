@@ -57,7 +57,9 @@ def _finish(process: dict[str, t.Any]) -> str:
 
 def _verify(process: dict[str, t.Any]) -> str:
     leads = collections.Counter(function["leads_to"] for function in process["functions"])
-    listed = ", ".join(f"{leads[kind]} {kind}" for kind in ("new", "old", "mixed", "unknown") if leads[kind])
+    listed = ", ".join(
+        f"{leads[kind]} {kind}" for kind in ("new", "old", "mixed", "unknown") if leads[kind]
+    )
     return f"verified in memory: {process['state']}, generation {process['generation']}, code reached: {listed or 'as shipped'}"
 
 
@@ -76,7 +78,9 @@ class Progress:
 
     def __init__(self, host: str, mode: str) -> None:
         self.host = printable(host)
-        self.shown = mode == "always" or (mode != "never" and (STDOUT_IS_TERMINAL or display.verbosity > 0))
+        self.shown = mode == "always" or (
+            mode != "never" and (STDOUT_IS_TERMINAL or display.verbosity > 0)
+        )
 
     def line(self, text: str) -> None:
         """One line about this host."""
@@ -94,8 +98,16 @@ class Progress:
             named = [patch["id"] for patch in process["patches"] if patch["id"] in ids]
             what = ", ".join(label for patch in named for label in cves.get(patch) or [patch])
             who = f"{printable(process['comm'])}[{process['pid']}]"
-            text = STEPS[step](process) if not process["reason"] else f"{step}: {process['state']}, {process['reason']}: {process['message']}"
+            text = (
+                STEPS[step](process)
+                if not process["reason"]
+                else f"{step}: {process['state']}, {process['reason']}: {process['message']}"
+            )
             self.line(printable(f"{who} {what}: {text}" if what else f"{who}: {text}"))
             for straggler in process["threads"]["stragglers"] if step == "finish" else ():
                 where = f" in {straggler['function']}" if straggler["function"] else ""
-                self.line(printable(f"{who} straggler {straggler['tid']} {straggler['comm']}{where}: {straggler['reason']}"))
+                self.line(
+                    printable(
+                        f"{who} straggler {straggler['tid']} {straggler['comm']}{where}: {straggler['reason']}"
+                    )
+                )

@@ -69,10 +69,12 @@ def report_table(report: Values) -> str:
     """The table, remarks below it, and a line with the number of hosts per state. Everything a host said is made printable."""
     rows = [HEAD, *(tuple(printable(cell, MAX_CELL) for cell in row) for row in _rows(report))]
     widths = [max(len(row[column]) for row in rows) for column in range(len(HEAD))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows
+    ]
     lines.insert(1, "  ".join("-" * width for width in widths))
     lines.extend(printable(remark, 1000) for remark in _remarks(report))
     counts = ", ".join(f"{count} {state}" for state, count in report["states"].items())
-    planned = " (check mode: as it would be)" if report["check_mode"] else ""
+    planned = " (check mode: nothing was changed)" if report["check_mode"] else ""
     lines.append(f"{len(report['hosts'])} hosts: {counts}{planned}")
     return "\n".join(lines)

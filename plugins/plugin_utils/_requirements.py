@@ -18,10 +18,22 @@ def apply_order(patches: list[BundleDirectory]) -> tuple[list[BundleDirectory], 
     for patch in patches:
         other = by_id.setdefault(patch.id, patch)
         if other is not patch and other.digest != patch.digest:
-            violations.append(Violation(patch.path, 0, "id", f"{patch.id} is also what {other.path} holds, with other contents"))
+            violations.append(
+                Violation(
+                    patch.path,
+                    0,
+                    "id",
+                    f"{patch.id} is also what {other.path} holds, with other contents",
+                )
+            )
     for patch in by_id.values():
         violations.extend(
-            Violation(patch.path, 0, "conflicts", f"{patch.id} conflicts with {other}, which is asked for too")
+            Violation(
+                patch.path,
+                0,
+                "conflicts",
+                f"{patch.id} conflicts with {other}, which is asked for too",
+            )
             for other in patch.manifest["conflicts"]
             if other in by_id
         )
@@ -29,10 +41,24 @@ def apply_order(patches: list[BundleDirectory]) -> tuple[list[BundleDirectory], 
     done: set[str] = set()
     waiting = list(by_id.values())
     while waiting:
-        ready = next((patch for patch in waiting if all(each in done or each not in by_id for each in patch.manifest["requires"])), None)
+        ready = next(
+            (
+                patch
+                for patch in waiting
+                if all(each in done or each not in by_id for each in patch.manifest["requires"])
+            ),
+            None,
+        )
         if ready is None:
             names = ", ".join(sorted(patch.id for patch in waiting))
-            violations.append(Violation(waiting[0].path, 0, "requires", f"these patches require each other in a circle: {names}"))
+            violations.append(
+                Violation(
+                    waiting[0].path,
+                    0,
+                    "requires",
+                    f"these patches require each other in a circle: {names}",
+                )
+            )
             break
         waiting.remove(ready)
         done.add(ready.id)

@@ -22,7 +22,9 @@ else:
     JSONSCHEMA_ERROR = None
 
 SCHEMAS = ("manifest", "result", "report")
-_FOLDER = os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), "schemas")
+_FOLDER = os.path.join(
+    os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), "schemas"
+)
 
 
 def load_schema(name: str) -> dict[str, t.Any]:
@@ -31,7 +33,7 @@ def load_schema(name: str) -> dict[str, t.Any]:
         return json.load(file)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _at_end_of_string(pattern: str) -> re.Pattern[str]:
     # JSON Schema's regular expressions are ECMA-262's, where "$" is the end of the string. Python's "$"
     # also matches before a last newline, which would let "id\n" pass.
@@ -48,7 +50,7 @@ def _is_integer(_checker: t.Any, instance: t.Any) -> bool:
     return isinstance(instance, int) and not isinstance(instance, bool)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def validator(name: str) -> t.Any:
     """A validator for one of SCHEMAS; references between the schemas are resolved from the folder.
 
@@ -65,8 +67,13 @@ def validator(name: str) -> t.Any:
         validators={"pattern": _pattern},
         type_checker=base.TYPE_CHECKER.redefine("integer", _is_integer),
     )
-    resources = [referencing.Resource(contents=load_schema(each), specification=DRAFT202012) for each in SCHEMAS]
-    registry = referencing.Registry().with_resources((resource.id(), resource) for resource in resources)
+    resources = [
+        referencing.Resource(contents=load_schema(each), specification=DRAFT202012)
+        for each in SCHEMAS
+    ]
+    registry = referencing.Registry().with_resources(
+        (resource.id(), resource) for resource in resources
+    )
     return cls(load_schema(name), registry=registry)
 
 
@@ -83,5 +90,8 @@ def dotted(path: t.Iterable[str | int]) -> str:
 
 def problems(name: str, document: t.Any) -> list[str]:
     """Everything in which the document does not fit the schema, one text each, sorted by place."""
-    errors = sorted(validator(name).iter_errors(document), key=lambda error: [str(step) for step in error.absolute_path])
+    errors = sorted(
+        validator(name).iter_errors(document),
+        key=lambda error: [str(step) for step in error.absolute_path],
+    )
     return [f"{dotted(error.absolute_path) or '(top)'}: {error.message[:300]}" for error in errors]

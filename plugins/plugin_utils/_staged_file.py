@@ -17,7 +17,9 @@ def staged_file(action: t.Any, source: str) -> t.Iterator[str]:
     if made:
         folder = action._make_tmp_path()
     try:
-        staged = action._transfer_file(source, action._connection._shell.join_path(folder, os.path.basename(source)))
+        staged = action._transfer_file(
+            source, action._connection._shell.join_path(folder, os.path.basename(source))
+        )
         action._fixup_perms2((folder, staged))
         yield staged
     finally:

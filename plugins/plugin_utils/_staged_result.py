@@ -12,7 +12,12 @@ MAX_STOPS = 4096
 
 
 def _key(process: dict[str, t.Any]) -> tuple[t.Any, ...]:
-    return process["pid"], process["start_time"], process["object"]["build_id"], process["object"]["path"]
+    return (
+        process["pid"],
+        process["start_time"],
+        process["object"]["build_id"],
+        process["object"]["path"],
+    )
 
 
 def _sum(left: int | None, right: int | None) -> int | None:
@@ -28,7 +33,10 @@ def merge_results(earlier: dict[str, t.Any], later: dict[str, t.Any]) -> dict[st
     merged = copy.deepcopy(later)
     merged["changed"] = earlier["changed"] or later["changed"]
     merged["before"] = copy.deepcopy(earlier["before"])
-    merged["warnings"] = [*earlier["warnings"], *(text for text in later["warnings"] if text not in earlier["warnings"])]
+    merged["warnings"] = [
+        *earlier["warnings"],
+        *(text for text in later["warnings"] if text not in earlier["warnings"]),
+    ]
     known = {_key(process): process for process in earlier["processes"]}
     for process in merged["processes"]:
         other = known.get(_key(process))
@@ -37,7 +45,9 @@ def merge_results(earlier: dict[str, t.Any], later: dict[str, t.Any]) -> dict[st
         timings = process["timings_us"]
         for name in ("load", "arm", "transition"):
             timings[name] = _sum(other["timings_us"][name], timings[name])
-        timings["longest_stop"] = _longest(other["timings_us"]["longest_stop"], timings["longest_stop"])
+        timings["longest_stop"] = _longest(
+            other["timings_us"]["longest_stop"], timings["longest_stop"]
+        )
         process["stops"] = [*other["stops"], *process["stops"]][:MAX_STOPS]
         process["stops_count"] += other["stops_count"]
     return merged

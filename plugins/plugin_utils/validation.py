@@ -8,7 +8,11 @@ import datetime
 import typing as t
 from dataclasses import dataclass
 
-from ansible_collections.wfpatch.fleet.plugins.plugin_utils._manifest_yaml import Path, YamlDocument, read_manifest_yaml
+from ansible_collections.wfpatch.fleet.plugins.plugin_utils._manifest_yaml import (
+    Path,
+    YamlDocument,
+    read_manifest_yaml,
+)
 from ansible_collections.wfpatch.fleet.plugins.plugin_utils._schemas import dotted, validator
 
 
@@ -31,7 +35,13 @@ def _expectation(error: t.Any) -> str:
     keyword, wanted, found = error.validator, error.validator_value, error.instance
     if keyword == "type":
         kinds = wanted if isinstance(wanted, list) else [wanted]
-        names = {"object": "a mapping", "array": "a list", "string": "a text", "integer": "a whole number", "null": "null"}
+        names = {
+            "object": "a mapping",
+            "array": "a list",
+            "string": "a text",
+            "integer": "a whole number",
+            "null": "null",
+        }
         return f"{' or '.join(names.get(kind, kind) for kind in kinds)} is expected, {_kind(found)} was found"
     if keyword == "enum":
         return f"{found!r} is not one of {', '.join(str(each) for each in wanted)}"
@@ -45,7 +55,13 @@ def _expectation(error: t.Any) -> str:
 def _kind(value: t.Any) -> str:
     if value is None:
         return "nothing"
-    for kind, name in ((bool, "a truth value"), (dict, "a mapping"), (list, "a list"), (str, "a text"), (int, "a whole number")):
+    for kind, name in (
+        (bool, "a truth value"),
+        (dict, "a mapping"),
+        (list, "a list"),
+        (str, "a text"),
+        (int, "a whole number"),
+    ):
         if isinstance(value, kind):
             return name
     return type(value).__name__
@@ -56,11 +72,18 @@ def _schema_violations(document: YamlDocument, file: str) -> t.Iterator[Violatio
         path: Path = tuple(error.absolute_path)
         if error.validator == "required":
             # jsonschema reports one error per missing key; all share the path of the mapping around them.
-            missing = next(key for key in error.validator_value if error.message.startswith(f"{key!r} "))
+            missing = next(
+                key for key in error.validator_value if error.message.startswith(f"{key!r} ")
+            )
             yield Violation(file, document.line(path), dotted(path + (missing,)), "is missing")
         elif error.validator == "additionalProperties":
             for key in sorted(set(error.instance) - set(error.schema.get("properties", {}))):
-                yield Violation(file, document.line(path + (key,)), dotted(path + (key,)), "is not a field of a manifest")
+                yield Violation(
+                    file,
+                    document.line(path + (key,)),
+                    dotted(path + (key,)),
+                    "is not a field of a manifest",
+                )
         else:
             yield Violation(file, document.line(path), dotted(path), _expectation(error))
 
@@ -71,19 +94,28 @@ def _sense_violations(document: YamlDocument, file: str) -> t.Iterator[Violation
     try:
         datetime.date.fromisoformat(data["released"])
     except ValueError:
-        yield Violation(file, document.line(("released",)), "released", f"there is no such day as {data['released']}")
+        yield Violation(
+            file,
+            document.line(("released",)),
+            "released",
+            f"there is no such day as {data['released']}",
+        )
     for relation in ("requires", "conflicts", "supersedes"):
         for index, other in enumerate(data[relation]):
             path: Path = (relation, index)
             if other == data["id"]:
                 yield Violation(file, document.line(path), dotted(path), "names the patch itself")
             elif relation == "conflicts" and other in data["requires"]:
-                yield Violation(file, document.line(path), dotted(path), f"{other} is required as well")
+                yield Violation(
+                    file, document.line(path), dotted(path), f"{other} is required as well"
+                )
     cves: set[str] = set()
     for index, cve in enumerate(data["cves"]):
         if cve["id"] in cves:
             path = ("cves", index, "id")
-            yield Violation(file, document.line(path), dotted(path), f"{cve['id']} stands here a second time")
+            yield Violation(
+                file, document.line(path), dotted(path), f"{cve['id']} stands here a second time"
+            )
         cves.add(cve["id"])
 
 
@@ -93,7 +125,10 @@ def validate_manifest(text: str, file: str) -> tuple[YamlDocument, list[Violatio
     Returns the document and all violations, sorted by line. The document's data may be relied on when there are none.
     """
     document = read_manifest_yaml(text)
-    violations = [Violation(file, problem.line, dotted(problem.path), problem.message) for problem in document.problems]
+    violations = [
+        Violation(file, problem.line, dotted(problem.path), problem.message)
+        for problem in document.problems
+    ]
     if document.data is not None or not violations:
         found = list(_schema_violations(document, file))
         violations.extend(found)
