@@ -13,7 +13,7 @@ class ErrorReply(Exception):
     """The server answered with an error; `str()` of it is the text."""
 
 
-class ConnectionLost(Exception):
+class ConnectionLost(ConnectionError):
     """The server closed the connection or does not listen any more."""
 
 

@@ -79,7 +79,7 @@ def main(
             continue
         try:
             observation = provocation(target)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # noqa: BLE001 - an uncaught one would exit as "vulnerable"
             observation = Observation(Behaviour.UNKNOWN, f"{type(error).__name__}: {error}")
         behaviours.append(observation.behaviour)
         line: dict[str, str | int] = {

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Runs inside gdb, attached to a process: follows function entries to the code that threads reach.
+
+QUESTION and ANSWER are paths. The answer is {"threads": {tid: gs base}, "functions": [...]}, where
+each function has its jumps, the table cell of row 0 (null: the entry leads to none), what each
+thread reaches by its own row, whether that is executable and anonymous memory, and whether the
+entry's bytes are those of the file.
+"""
+
+import json
+import pathlib
+import re
+import struct
+
+import gdb
+
+MASK = (1 << 64) - 1
+MOST_JUMPS = 6
+
+
+def memory(address, length):
+    return gdb.selected_inferior().read_memory(address, length).tobytes()
+
+
+def signed(data):
+    return int.from_bytes(data, "little", signed=True)
+
+
+def follow(entry):
+    """The addresses jumped to, and the cell that the last jump reads relative to the GS base."""
+    at, jumps = entry, []
+    for _ in range(MOST_JUMPS):
+        code = memory(at, 14)
+        if code[:3] == b"\x65\xff\x25":  # jmp *%gs:disp32(%rip)
+            return jumps, at + 7 + signed(code[3:7])
+        if code[:1] == b"\xe9":  # jmp rel32
+            at += 5 + signed(code[1:5])
+        elif code[:1] == b"\xeb":  # jmp rel8
+            at += 2 + signed(code[1:2])
+        elif code[:6] == b"\xff\x25\0\0\0\0":  # jmp *0(%rip)
+            at = struct.unpack("<Q", code[6:14])[0]
+        else:
+            break
+        at &= MASK
+        jumps.append(at)
+    return jumps, None
+
+
+def mappings():
+    """(start, end, permissions, offset, path) of every mapping, as gdb lists them."""
+    rows = []
+    for line in gdb.execute("info proc mappings", to_string=True).splitlines():
+        match = re.match(
+            r"\s*(0x[0-9a-f]+)\s+(0x[0-9a-f]+)\s+0x[0-9a-f]+\s+(0x[0-9a-f]+)\s+([-rwxsp]{4})\s*(.*)",
+            line,
+        )
+        if match:
+            start, end, offset, permissions, path = match.groups()
+            rows.append((int(start, 16), int(end, 16), permissions, int(offset, 16), path.strip()))
+    return rows
+
+
+def mapping_of(address, rows):
+    for row in rows:
+        if row[0] <= address < row[1]:
+            return row
+    return (0, 0, "----", 0, "")
+
+
+def as_in_file(address, rows, length=5):
+    """Whether the bytes there are the file's own, read through the process' own root."""
+    start, _, _, offset, path = mapping_of(address, rows)
+    root = f"/proc/{gdb.selected_inferior().pid}/root"
+    try:
+        with open(root + path, "rb") as file:
+            file.seek(offset + address - start)
+            return file.read(length) == memory(address, length)
+    except OSError:
+        return False
+
+
+def main():
+    rows = mappings()
+    bases = {}
+    for thread in gdb.selected_inferior().threads():
+        thread.switch()
+        bases[str(thread.ptid[1])] = int(gdb.parse_and_eval("$gs_base")) & MASK
+    functions = []
+    for wanted in json.loads(pathlib.Path(QUESTION).read_text()):  # noqa: F821 - set by the caller
+        jumps, cell = follow(wanted["entry"])
+        reached = {}
+        if cell is not None:
+            for tid, base in bases.items():
+                reached[tid] = struct.unpack("<Q", memory((cell + base) & MASK, 8))[0]
+        kinds = {address: mapping_of(address, rows) for address in set(reached.values())}
+        functions.append(
+            {
+                "name": wanted["name"],
+                "entry": wanted["entry"],
+                "jumps": jumps,
+                "cell": cell,
+                "threads": reached,
+                "executable": {hex(address): "x" in row[2] for address, row in kinds.items()},
+                "anonymous": {hex(address): row[4] == "" for address, row in kinds.items()},
+                "as_shipped": as_in_file(wanted["entry"], rows),
+            }
+        )
+    answer = {"threads": bases, "functions": functions}
+    pathlib.Path(ANSWER).write_text(json.dumps(answer))  # noqa: F821 - set by the caller
+
+
+main()
