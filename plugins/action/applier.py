@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see https://www.gnu.org/licenses/gpl-3.0.txt)
-"""Send the applier to a host, but only when the module says that the host does not have this very file."""
+"""Send the applier to a host, but only when the module says that the host does not have this
+very file.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,8 @@ class ActionModule(ActionBase):
                     args["_digest"] = hashlib.file_digest(file, "sha256").hexdigest()
             except OSError as exc:
                 raise AnsibleError(
-                    f"the applier {source} cannot be read ({exc.strerror}); build it with: make applier"
+                    f"the applier {source} cannot be read ({exc.strerror}); build it "
+                    "with: make applier"
                 ) from exc
         outcome = self._execute_module(
             module_name="wfpatch.fleet.applier", module_args=args, task_vars=variables

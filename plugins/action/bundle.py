@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see https://www.gnu.org/licenses/gpl-3.0.txt)
-"""Validate patches on the controller, then send them with the module that stores them: one trip for all."""
+"""Validate patches on the controller, then send them with the module that stores them: one trip
+for all.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see https://www.gnu.org/licenses/gpl-3.0.txt)
-"""Apply or revert patches: validate on the controller, do it step by step where somebody looks on, then have memory read again."""
+"""Apply or revert patches: validate on the controller, do it step by step where somebody looks
+on, then have memory read again.
+"""
 
 from __future__ import annotations
 
@@ -146,5 +148,8 @@ class ActionModule(ActionBase):
             "changed": outcome["changed"],
             "verified": False,
             "reason": reading.get("reason") or "tampered",
-            "msg": f"the applier said {outcome['state']}, but live memory read once more shows {found}: {reading.get('msg', '')}",
+            "msg": (
+                f"the applier said {outcome['state']}, but live memory read once more shows "
+                f"{found}: {reading.get('msg', '')}"
+            ),
         }

@@ -14,8 +14,8 @@ description:
   - Returns the host patterns that it is given, for use as a play's C(hosts), but fails when no
     host of the inventory matches them.
   - C(ansible-playbook) ends with exit code 0 when a play matches no host. A guard play does not
-    help, since C(--limit) removes its host as well.
-    A play's C(hosts) are templated before hosts are matched, whatever the limit is, so an error here ends the whole run with a non-zero exit code.
+    help, since C(--limit) removes its host as well. A play's C(hosts) are templated before hosts
+    are matched, whatever the limit is, so an error here ends the run with a non-zero exit code.
   - The inventory and C(--limit) are taken into account.
 options:
   _terms:
@@ -70,7 +70,9 @@ class LookupModule(LookupBase):
     def _matching(
         self, patterns: list[str], groups: dict[str, list[str]], limit: str | None
     ) -> list[t.Any]:
-        """The hosts that the play will have, by Ansible's own matching over a copy of the inventory's groups."""
+        """The hosts that the play will have, by Ansible's own matching over a copy of the
+        inventory's groups.
+        """
         inventory = InventoryManager(loader=self._loader, sources=None, parse=False)
         for group in groups:
             inventory.add_group(group)
@@ -99,5 +101,6 @@ class LookupModule(LookupBase):
         limited = f" with --limit {limit}" if limit else ""
         raise AnsibleError(
             f"empty_host_set: no host matches {', '.join(patterns) or 'an empty pattern'}{limited} "
-            f"(the inventory has {len(groups.get('all', []))} hosts). A run without hosts is an error, never a success."
+            f"(the inventory has {len(groups.get('all', []))} hosts). A run without hosts "
+            "is an error, never a success."
         )

@@ -23,7 +23,9 @@ DEFAULT_ALLOWED_SIGNERS = "/etc/wfpatch/allowed_signers"
 
 
 class ApplierFailure(Exception):
-    """The host cannot do what was asked: ``reason`` is a reason code, ``facts`` go into the module's result."""
+    """The host cannot do what was asked: ``reason`` is a reason code, ``facts`` go into the
+    module's result.
+    """
 
     def __init__(self, reason, message, **facts):
         super().__init__(message)
@@ -36,7 +38,9 @@ class ApplierFailure(Exception):
 
 
 class Answer:
-    """What one call of the applier said. ``result``: its JSON object, see schemas/result.schema.json."""
+    """What one call of the applier said. ``result``: its JSON object, see
+    schemas/result.schema.json.
+    """
 
     def __init__(self, exit_code, result):
         self.exit_code = exit_code
@@ -55,9 +59,8 @@ class Answer:
     @property
     def message(self):
         """A text for people, never empty for a failure."""
-        return self.result["message"] or "the applier ended with exit code %d, state %s" % (
-            self.exit_code,
-            self.state,
+        return self.result["message"] or (
+            f"the applier ended with exit code {self.exit_code}, state {self.state}"
         )
 
     def facts(self):
@@ -95,7 +98,8 @@ def _is_result(value):
 
 
 def converse(module, *arguments, **paths):
-    """Run the applier with the module's paths, or those given; returns its exit code and its JSON object.
+    """Run the applier with the module's paths, or those given; returns its exit code and its
+    JSON object.
 
     Raises ApplierFailure with applier_missing or result_invalid.
     """
@@ -103,8 +107,8 @@ def converse(module, *arguments, **paths):
     if not os.access(program, os.X_OK):
         raise ApplierFailure(
             "applier_missing",
-            "{} is not there or not executable: install the applier first "
-            "(module wfpatch.fleet.applier, playbook wfpatch.fleet.install)".format(program),
+            f"{program} is not there or not executable: install the applier first "
+            "(module wfpatch.fleet.applier, playbook wfpatch.fleet.install)",
         )
     command = [
         program,
@@ -118,10 +122,11 @@ def converse(module, *arguments, **paths):
     exit_code, stdout, stderr = module.run_command(command, environ_update={"LC_ALL": "C.UTF-8"})
     value = _parse(stdout)
     if value is None:
+        said = (stderr or stdout).strip()[-2000:] or "no output"
         raise ApplierFailure(
             "result_invalid",
-            "%s ended with exit code %d and gave no JSON that this version of the collection reads: %s"
-            % (" ".join(command), exit_code, (stderr or stdout).strip()[-2000:] or "no output"),
+            f"{' '.join(command)} ended with exit code {exit_code} and gave no JSON that this "
+            f"version of the collection reads: {said}",
             exit_code=exit_code,
         )
     return exit_code, value
@@ -133,9 +138,8 @@ def call(module, *arguments, **paths):
     if not _is_result(value):
         raise ApplierFailure(
             "result_invalid",
-            "the applier's answer to {} has another form than this version of the collection reads".format(
-                " ".join(arguments)
-            ),
+            "the applier's answer to {} has another form than this version of the "
+            "collection reads".format(" ".join(arguments)),
             exit_code=exit_code,
         )
     return Answer(exit_code, value)

@@ -152,14 +152,15 @@ class Installation:
             os.makedirs(path, mode)
 
     def _file(self, path, data, mode):
-        if read(path) != data or os.stat(path).st_mode & 0o7777 != mode:
-            if self._changed(path):
-                descriptor, scratch = tempfile.mkstemp(dir=self.module.tmpdir)
-                with os.fdopen(descriptor, "wb") as file:
-                    file.write(data)
-                os.chmod(scratch, mode)
-                self.module.atomic_move(scratch, path, keep_dest_attrs=False)
-                os.chmod(path, mode)
+        if read(path) == data and os.stat(path).st_mode & 0o7777 == mode:
+            return
+        if self._changed(path):
+            descriptor, scratch = tempfile.mkstemp(dir=self.module.tmpdir)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+            os.chmod(scratch, mode)
+            self.module.atomic_move(scratch, path, keep_dest_attrs=False)
+            os.chmod(path, mode)
 
     def _check_interpreter(self):
         interpreter = self.params["interpreter"]
@@ -169,15 +170,16 @@ class Installation:
         )
         version = stdout.strip()
         if code != 0 or tuple(int(part) for part in version.split(".")) < (3, 9):
+            found = version or stderr.strip()[-200:]
             raise ApplierFailure(
                 "python_too_old",
-                "the applier needs Python 3.9 or newer, and {} is {}".format(
-                    interpreter, version or stderr.strip()[-200:]
-                ),
+                f"the applier needs Python 3.9 or newer, and {interpreter} is {found}",
             )
 
     def install(self):
-        """Bring every file up to date; the applier itself was sent to ``_staged`` when it differs."""
+        """Bring every file up to date; the applier itself was sent to ``_staged`` when it
+        differs.
+        """
         try:
             self._check_interpreter()
         except OSError as exc:
@@ -206,7 +208,7 @@ class Installation:
         """What the installed applier says of itself."""
         exit_code, value = converse(self.module, "version")
         if exit_code != OK or "version" not in value:
-            raise ApplierFailure("applier_failed", "the applier does not start: {}".format(value))
+            raise ApplierFailure("applier_failed", f"the applier does not start: {value}")
         return value["version"]
 
     def _remove(self, path):
@@ -238,7 +240,7 @@ class Installation:
 
     def difference(self):
         """Names of files as Ansible shows them with --diff."""
-        text = "".join("{}\n".format(path) for path in self.paths)
+        text = "".join(f"{path}\n" for path in self.paths)
         if self.params["state"] == "absent":
             return {"before": text, "after": ""}
         return {"before": "", "after": text}
@@ -256,7 +258,8 @@ def run(module):
         if module.params["_digest"] is None:
             raise ApplierFailure(
                 "usage",
-                "the action half of wfpatch.fleet.applier did not run: use the full name of the module",
+                "the action half of wfpatch.fleet.applier did not run: use the full name "
+                "of the module",
             )
         if installation.differs() and module.params["_staged"] is None and not module.check_mode:
             # The action half sends the file and calls again.

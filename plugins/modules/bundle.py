@@ -109,7 +109,7 @@ violations:
   type: list
   elements: str
   sample:
-    - "patches/a/manifest.yml:7: cves[0].severity: 'urgent' is not one of low, medium, high, critical"
+    - "patches/a/manifest.yml:7: policy: 'fast' is not one of auto, points, global"
 """
 
 import base64
@@ -158,9 +158,11 @@ class BundleStore:
         self.folder = os.path.join(module.params["store"], "bundles")
 
     def path(self, patch_id):
-        """Where a bundle lies. Raises ApplierFailure for what is not an id: it is a folder's name here."""
+        """Where a bundle lies. Raises ApplierFailure for what is not an id: it is a folder's
+        name here.
+        """
         if not ID.match(patch_id):
-            raise ApplierFailure("usage", "{!r} is not a patch id".format(patch_id))
+            raise ApplierFailure("usage", f"{patch_id!r} is not a patch id")
         return os.path.join(self.folder, patch_id)
 
     def _verify(self, staged):
@@ -169,10 +171,9 @@ class BundleStore:
             exit_code, value = converse(self.module, "bundle", "verify", staged)
         except ApplierFailure as failure:
             if failure.reason == "applier_missing" and self.module.check_mode:
+                patch_id = os.path.basename(staged)
                 self.module.warn(
-                    "the signature of {} is verified once the applier is installed".format(
-                        os.path.basename(staged)
-                    )
+                    f"the signature of {patch_id} is verified once the applier is installed"
                 )
                 return
             raise
@@ -185,7 +186,9 @@ class BundleStore:
             )
 
     def push(self, payload):
-        """Verify a bundle and put it into the store in one piece. Returns (changed, digest before, digest after)."""
+        """Verify a bundle and put it into the store in one piece. Returns (changed, digest
+        before, digest after).
+        """
         target = self.path(payload["id"])
         wanted = {name: base64.b64decode(payload[field]) for name, field in FILES}
         present = read_files(target)
@@ -204,7 +207,8 @@ class BundleStore:
 
     def _replace(self, staged, target):
         os.makedirs(self.folder, 0o755, exist_ok=True)
-        # The store's names never begin with a dot, so nobody takes a half-copied folder for a bundle.
+        # The store's names never begin with a dot, so nobody takes a half-copied folder for a
+        # bundle.
         new = tempfile.mkdtemp(prefix=".new-", dir=self.folder)
         for name, _field in FILES:
             shutil.copyfile(os.path.join(staged, name), os.path.join(new, name))
@@ -239,7 +243,8 @@ def run(module):
         if not payloads:
             raise ApplierFailure(
                 "usage",
-                "the action half of wfpatch.fleet.bundle did not run: use the full name of the module",
+                "the action half of wfpatch.fleet.bundle did not run: use the full name "
+                "of the module",
             )
         steps = [(payload["id"], store.push(payload)) for payload in payloads]
     result = {
@@ -251,14 +256,10 @@ def run(module):
     }
     if module._diff:
         before = "".join(
-            "{} {}\n".format(patch_id, before)
-            for patch_id, (_changed, before, _after) in steps
-            if before
+            f"{patch_id} {before}\n" for patch_id, (_changed, before, _after) in steps if before
         )
         after = "".join(
-            "{} {}\n".format(patch_id, after)
-            for patch_id, (_changed, _before, after) in steps
-            if after
+            f"{patch_id} {after}\n" for patch_id, (_changed, _before, after) in steps if after
         )
         result["diff"] = {
             "before": before,

@@ -177,11 +177,21 @@ result:
     before:
       state: vulnerable
       processes:
-        - {pid: 812, comm: example, object: example, generation: 0, state: vulnerable, patches: []}
+        - pid: 812
+          comm: example
+          object: example
+          generation: 0
+          state: vulnerable
+          patches: []
     after:
       state: patched
       processes:
-        - {pid: 812, comm: example, object: example, generation: 1, state: patched, patches: [example-cve-2026-0001]}
+        - pid: 812
+          comm: example
+          object: example
+          generation: 1
+          state: patched
+          patches: [example-cve-2026-0001]
     processes: []
     cves:
       - {id: CVE-2026-0001, state: patched, patch: example-cve-2026-0001}
@@ -261,7 +271,9 @@ def ask(module):
 
 
 def planned_paths(module, scratch):
-    """What check mode plans with: where the host lacks something that would be there, a stand-in in the scratch folder."""
+    """What check mode plans with: where the host lacks something that would be there, a stand-in
+    in the scratch folder.
+    """
     paths = {}
     if module.params["_staged"] is not None:
         paths["program"] = os.path.join(scratch, "wfpatch")
@@ -282,7 +294,9 @@ def planned_paths(module, scratch):
 
 
 def planned_store(module, planned):
-    """A copy of the host's store with the bundles that would be pushed. The applier verifies them as it reads them."""
+    """A copy of the host's store with the bundles that would be pushed. The applier verifies
+    them as it reads them.
+    """
     store = module.params["store"]
     if os.path.isdir(store):
         shutil.copytree(

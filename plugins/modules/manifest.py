@@ -94,5 +94,5 @@ violations:
   type: list
   elements: str
   sample:
-    - "patches/a/manifest.yml:7: cves[0].severity: 'urgent' is not one of low, medium, high, critical"
+    - "patches/a/manifest.yml:7: policy: 'fast' is not one of auto, points, global"
 """

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see https://www.gnu.org/licenses/gpl-3.0.txt)
-"""A patch as it lies on the controller: manifest.yml, bundle.json, bundle.json.sig and patch.elf in one folder."""
+"""A patch as it lies on the controller: manifest.yml, bundle.json, bundle.json.sig and patch.elf
+in one folder.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ _SIGNATURE_HEAD = b"-----BEGIN SSH SIGNATURE-----"
 
 @dataclass(frozen=True)
 class BundleDirectory:
-    """A validated patch. ``bundle``, ``signature`` and ``patch`` are the bytes that a host receives."""
+    """A validated patch. ``bundle``, ``signature`` and ``patch`` are the bytes that a host
+    receives.
+    """
 
     path: str
     manifest: dict[str, t.Any]
@@ -83,7 +87,7 @@ def differences(source: t.Any, signed: t.Any, path: Path = ()) -> t.Iterator[Dif
                 source.get(key, _ABSENT), signed.get(key, _ABSENT), path + (key,)
             )
     elif isinstance(source, list) and isinstance(signed, list) and len(source) == len(signed):
-        for index, (left, right) in enumerate(zip(source, signed)):
+        for index, (left, right) in enumerate(zip(source, signed, strict=False)):
             yield from differences(left, right, path + (index,))
     elif type(source) is not type(signed) or source != signed:
         yield Differences(path, source, signed)
@@ -136,7 +140,8 @@ def _check_bundle(files: _Files, manifest_file: str, document: YamlDocument, bun
         found = True
         files.wrong(
             manifest_file,
-            f"says {_shown(difference.source)}, but {BUNDLE_FILE} says {_shown(difference.signed)}; build and sign the bundle again",
+            f"says {_shown(difference.source)}, but {BUNDLE_FILE} says "
+            f"{_shown(difference.signed)}; build and sign the bundle again",
             document.line(difference.path),
             dotted(difference.path),
         )
@@ -164,7 +169,9 @@ def _check_patch(files: _Files, manifest_file: str, document: YamlDocument, patc
 
 
 def read_bundle_directory(directory: str) -> tuple[BundleDirectory | None, list[Violation]]:
-    """Read and validate a patch's folder. Returns the patch, or None and everything that is wrong with it."""
+    """Read and validate a patch's folder. Returns the patch, or None and everything that is
+    wrong with it.
+    """
     files = _Files(directory)
     manifest_file = next(
         (name for name in MANIFEST_FILES if os.path.exists(files.place(name))), MANIFEST_FILES[0]

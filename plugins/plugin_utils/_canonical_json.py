@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see https://www.gnu.org/licenses/gpl-3.0.txt)
-"""Canonical JSON: UTF-8, keys sorted, separators "," and ":", no floats, no trailing newline. What is signed."""
+"""Canonical JSON: UTF-8, keys sorted, separators "," and ":", no floats, no trailing newline.
+What is signed.
+"""
 
 from __future__ import annotations
 

@@ -12,7 +12,9 @@ MAX_LISTED = 20
 
 
 def check_result(outcome: dict[str, t.Any]) -> dict[str, t.Any]:
-    """A module's return values with ``result`` checked; a result that does not fit is taken out and fails the task."""
+    """A module's return values with ``result`` checked; a result that does not fit is taken out
+    and fails the task.
+    """
     if "result" not in outcome:
         return outcome
     found = problems("result", outcome["result"])

@@ -39,7 +39,9 @@ class PatchesInvalid(AnsibleError):
 
 
 def locate(action: t.Any, path: str) -> str:
-    """A path on the controller: absolute, below the working directory, or where Ansible looks for a role's or play's files."""
+    """A path on the controller: absolute, below the working directory, or where Ansible looks
+    for a role's or play's files.
+    """
     expanded = os.path.expanduser(path)
     if os.path.isabs(expanded) or os.path.exists(expanded):
         return expanded
@@ -49,7 +51,8 @@ def locate(action: t.Any, path: str) -> str:
 def read_patches(action: t.Any, source: t.Any) -> list[BundleDirectory]:
     """Read and validate the folders, in the order in which they are applied.
 
-    Raises PatchesInvalid with everything that is wrong in any of them, AnsibleError for an empty list or a missing folder.
+    Raises PatchesInvalid with everything that is wrong in any of them, AnsibleError for an empty
+    list or a missing folder.
     """
     folders = [source] if isinstance(source, str) else source
     if (
@@ -58,7 +61,8 @@ def read_patches(action: t.Any, source: t.Any) -> list[BundleDirectory]:
         or not all(isinstance(folder, str) and folder for folder in folders)
     ):
         raise AnsibleError(
-            "no patch is named: src has to be a list of folders, and an empty one is an error, never a success"
+            "no patch is named: src has to be a list of folders, and an empty one is an "
+            "error, never a success"
         )
     patches: list[BundleDirectory] = []
     violations: list[Violation] = []

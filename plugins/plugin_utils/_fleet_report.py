@@ -10,7 +10,8 @@ import typing as t
 
 Values = dict[str, t.Any]
 
-#: A fleet takes its worst host: the later in this order, the worse. The applier orders processes in the same way.
+#: A fleet takes its worst host: the later in this order, the worse. The applier orders processes
+#: in the same way.
 STATES = (
     "not_affected",
     "fixed",

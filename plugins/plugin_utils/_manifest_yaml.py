@@ -2,8 +2,9 @@
 # GNU General Public License v3.0+ (see https://www.gnu.org/licenses/gpl-3.0.txt)
 """Manifests are YAML, but only what JSON can say too, and every value remembers its line.
 
-YAML 1.1 reads ``1.10`` as a float, ``no`` as false, ``12:30`` as 750 and ``2026-01-15`` as a date. A manifest is
-signed as JSON, so anything of which two readers could think differently is refused here and has to be quoted.
+YAML 1.1 reads ``1.10`` as a float, ``no`` as false, ``12:30`` as 750 and ``2026-01-15`` as a date.
+A manifest is signed as JSON, so numbers and words of which two readers could think differently are
+refused here and have to be quoted. A date stays the text that it is.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ _AMBIGUOUS_WORDS = frozenset(
     for word in ("yes", "no", "on", "off", "y", "n", "true", "false", "null")
     for case in (word, word.capitalize(), word.upper())
 ) - {"true", "false", "null"}
-#: What YAML 1.1 or 1.2 readers may take for a number: 1.10, 1e3, 0x1f, 0o17, 017, 1_000, 1:30, .inf, .nan
+#: What YAML 1.1 or 1.2 readers may take for a number: 1.10, 1e3, 0x1f, 0o17, 017, 1_000, 1:30,
+#: .inf, .nan
 _AMBIGUOUS_NUMBER = re.compile(
     r"[-+]?(\.?[0-9][0-9_]*(\.[0-9_]*)?([eE][-+]?[0-9]+)?|0[xob][0-9a-fA-F_]+|[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?|\.(inf|Inf|INF))\Z"
     r"|\.(nan|NaN|NAN)\Z"
@@ -45,7 +47,9 @@ class YamlProblem:
 
 @dataclass
 class YamlDocument:
-    """The document as JSON values, the line of every key and item, and what is wrong with the YAML itself."""
+    """The document as JSON values, the line of every key and item, and what is wrong with the
+    YAML itself.
+    """
 
     data: t.Any = None
     lines: dict[Path, int] = field(default_factory=dict)
@@ -126,7 +130,9 @@ class _Reader:
 
 
 def read_manifest_yaml(text: str) -> YamlDocument:
-    """Read a manifest's YAML. Never raises for what the text says: see ``problems`` of the result."""
+    """Read a manifest's YAML. Never raises for what the text says: see ``problems`` of the
+    result.
+    """
     reader = _Reader()
     document = reader.document
     if len(text.encode("utf-8", "surrogatepass")) > MAX_SIZE:

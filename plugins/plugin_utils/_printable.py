@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see https://www.gnu.org/licenses/gpl-3.0.txt)
-"""Text from a patched host is hostile: what a process calls itself must not drive the operator's terminal."""
+"""Text from a patched host is hostile: what a process calls itself must not drive the operator's
+terminal.
+"""
 
 from __future__ import annotations
 

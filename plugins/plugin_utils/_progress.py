@@ -13,7 +13,8 @@ from ansible_collections.wfpatch.fleet.plugins.plugin_utils._printable import pr
 
 display = Display()
 
-# Workers are detached from the terminal (ansible-core 2.19), but the strategy loads action plugins before it forks them.
+# Workers are detached from the terminal (ansible-core 2.19), but the strategy loads action
+# plugins before it forks them.
 STDOUT_IS_TERMINAL = sys.stdout.isatty()
 
 
@@ -34,7 +35,10 @@ def arming_ways(process: dict[str, t.Any]) -> str:
 def _plan(process: dict[str, t.Any]) -> str:
     if process["state"] == "patched":
         return "plan: is patched, nothing to do"
-    return f"plan: {arming_ways(process)}, {process['threads']['total']} threads, policy {process['policy'] or '-'}"
+    return (
+        f"plan: {arming_ways(process)}, {process['threads']['total']} threads, policy "
+        f"{process['policy'] or '-'}"
+    )
 
 
 def _load(process: dict[str, t.Any]) -> str:
@@ -47,12 +51,18 @@ def _arm(process: dict[str, t.Any]) -> str:
 
 def _threads(process: dict[str, t.Any]) -> str:
     threads = process["threads"]
-    return f"threads: {threads['migrated']} of {threads['total']} migrated, {threads['quiescent']} quiescent, {len(threads['stragglers'])} stragglers"
+    return (
+        f"threads: {threads['migrated']} of {threads['total']} migrated, "
+        f"{threads['quiescent']} quiescent, {len(threads['stragglers'])} stragglers"
+    )
 
 
 def _finish(process: dict[str, t.Any]) -> str:
     timings = process["timings_us"]
-    return f"finished: {process['state']}, transition {milliseconds(timings['transition'])}, longest stop {milliseconds(timings['longest_stop'])}"
+    return (
+        f"finished: {process['state']}, transition {milliseconds(timings['transition'])}, "
+        f"longest stop {milliseconds(timings['longest_stop'])}"
+    )
 
 
 def _verify(process: dict[str, t.Any]) -> str:
@@ -60,7 +70,10 @@ def _verify(process: dict[str, t.Any]) -> str:
     listed = ", ".join(
         f"{leads[kind]} {kind}" for kind in ("new", "old", "mixed", "unknown") if leads[kind]
     )
-    return f"verified in memory: {process['state']}, generation {process['generation']}, code reached: {listed or 'as shipped'}"
+    return (
+        f"verified in memory: {process['state']}, generation {process['generation']}, "
+        f"code reached: {listed or 'as shipped'}"
+    )
 
 
 STEPS: dict[str, t.Callable[[dict[str, t.Any]], str]] = {
@@ -108,6 +121,7 @@ class Progress:
                 where = f" in {straggler['function']}" if straggler["function"] else ""
                 self.line(
                     printable(
-                        f"{who} straggler {straggler['tid']} {straggler['comm']}{where}: {straggler['reason']}"
+                        f"{who} straggler {straggler['tid']} {straggler['comm']}{where}: "
+                        f"{straggler['reason']}"
                     )
                 )

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see https://www.gnu.org/licenses/gpl-3.0.txt)
-"""A report as a table for people: host, process, patch, generation, threads, longest stop, state."""
+"""A report as a table for people: host, process, patch, generation, threads, longest stop,
+state.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +60,10 @@ def _remarks(report: Values) -> t.Iterator[str]:
                 yield f"{who}: {process['reason']}: {process['message']}"
             for straggler in process["threads"]["stragglers"]:
                 where = f" in {straggler['function']}" if straggler["function"] else ""
-                yield f"{who}: straggler {straggler['tid']} {straggler['comm']}{where}: {straggler['reason']}"
+                yield (
+                    f"{who}: straggler {straggler['tid']} {straggler['comm']}{where}: "
+                    f"{straggler['reason']}"
+                )
     waiting = [host["name"] for host in report["hosts"] if host["reason"] == NOT_REACHED]
     if waiting:
         more = f" and {len(waiting) - MAX_NAMES} more" if len(waiting) > MAX_NAMES else ""
@@ -66,11 +71,14 @@ def _remarks(report: Values) -> t.Iterator[str]:
 
 
 def report_table(report: Values) -> str:
-    """The table, remarks below it, and a line with the number of hosts per state. Everything a host said is made printable."""
+    """The table, remarks below it, and a line with the number of hosts per state. Everything a
+    host said is made printable.
+    """
     rows = [HEAD, *(tuple(printable(cell, MAX_CELL) for cell in row) for row in _rows(report))]
     widths = [max(len(row[column]) for row in rows) for column in range(len(HEAD))]
     lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)).rstrip()
+        for row in rows
     ]
     lines.insert(1, "  ".join("-" * width for width in widths))
     lines.extend(printable(remark, 1000) for remark in _remarks(report))

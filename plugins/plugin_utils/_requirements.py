@@ -11,7 +11,8 @@ from ansible_collections.wfpatch.fleet.plugins.plugin_utils.validation import Vi
 def apply_order(patches: list[BundleDirectory]) -> tuple[list[BundleDirectory], list[Violation]]:
     """Each patch after those that it requires, else in the order given; revert goes backwards.
 
-    A required patch that is not among them may be in force on the host already: that is for the applier to say.
+    A required patch that is not among them may be in force on the host already: that is for the
+    applier to say.
     """
     violations: list[Violation] = []
     by_id: dict[str, BundleDirectory] = {}

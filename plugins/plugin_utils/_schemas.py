@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # GNU General Public License v3.0+ (see https://www.gnu.org/licenses/gpl-3.0.txt)
-"""The collection's JSON Schemas as validators. Runs on the controller only: jsonschema is a compiled dependency."""
+"""The collection's JSON Schemas as validators. Runs on the controller only: jsonschema is a
+compiled dependency.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,8 @@ def load_schema(name: str) -> dict[str, t.Any]:
 
 @functools.cache
 def _at_end_of_string(pattern: str) -> re.Pattern[str]:
-    # JSON Schema's regular expressions are ECMA-262's, where "$" is the end of the string. Python's "$"
+    # JSON Schema's regular expressions are ECMA-262's, where "$" is the end of the string.
+    # Python's "$"
     # also matches before a last newline, which would let "id\n" pass.
     return re.compile(re.sub(r"(?<!\\)\$$", r"\\Z", pattern))
 

@@ -11,7 +11,9 @@ import typing as t
 
 @contextlib.contextmanager
 def staged_file(action: t.Any, source: str) -> t.Iterator[str]:
-    """Send a file and yield its path on the host. The folder is removed at the end, with what modules wrote into it."""
+    """Send a file and yield its path on the host. The folder is removed at the end, with what
+    modules wrote into it.
+    """
     folder = action._connection._shell.tmpdir
     made = folder is None
     if made:

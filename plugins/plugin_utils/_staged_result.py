@@ -29,7 +29,9 @@ def _longest(left: int | None, right: int | None) -> int | None:
 
 
 def merge_results(earlier: dict[str, t.Any], later: dict[str, t.Any]) -> dict[str, t.Any]:
-    """The later result with the earlier one's ``before``, and times and stops of both. Neither is changed."""
+    """The later result with the earlier one's ``before``, and times and stops of both. Neither
+    is changed.
+    """
     merged = copy.deepcopy(later)
     merged["changed"] = earlier["changed"] or later["changed"]
     merged["before"] = copy.deepcopy(earlier["before"])

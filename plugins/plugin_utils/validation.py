@@ -18,7 +18,9 @@ from ansible_collections.wfpatch.fleet.plugins.plugin_utils._schemas import dott
 
 @dataclass(frozen=True, order=True)
 class Violation:
-    """One thing that is wrong. ``line`` counts from 1; 0 where no line can be named. ``path`` like ``cves[0].id``."""
+    """One thing that is wrong. ``line`` counts from 1; 0 where no line can be named. ``path``
+    like ``cves[0].id``.
+    """
 
     file: str
     line: int
@@ -42,7 +44,10 @@ def _expectation(error: t.Any) -> str:
             "integer": "a whole number",
             "null": "null",
         }
-        return f"{' or '.join(names.get(kind, kind) for kind in kinds)} is expected, {_kind(found)} was found"
+        return (
+            f"{' or '.join(names.get(kind, kind) for kind in kinds)} is expected, "
+            f"{_kind(found)} was found"
+        )
     if keyword == "enum":
         return f"{found!r} is not one of {', '.join(str(each) for each in wanted)}"
     if keyword == "const":
@@ -71,7 +76,8 @@ def _schema_violations(document: YamlDocument, file: str) -> t.Iterator[Violatio
     for error in validator("manifest").iter_errors(document.data):
         path: Path = tuple(error.absolute_path)
         if error.validator == "required":
-            # jsonschema reports one error per missing key; all share the path of the mapping around them.
+            # jsonschema reports one error per missing key; all share the path of the mapping
+            # around them.
             missing = next(
                 key for key in error.validator_value if error.message.startswith(f"{key!r} ")
             )
@@ -122,7 +128,8 @@ def _sense_violations(document: YamlDocument, file: str) -> t.Iterator[Violation
 def validate_manifest(text: str, file: str) -> tuple[YamlDocument, list[Violation]]:
     """Validate the YAML text of a manifest; ``file`` names it in the violations.
 
-    Returns the document and all violations, sorted by line. The document's data may be relied on when there are none.
+    Returns the document and all violations, sorted by line. The document's data may be relied on
+    when there are none.
     """
     document = read_manifest_yaml(text)
     violations = [
