@@ -15,15 +15,23 @@ from .errors import Refused
 class Operands(Protocol):
     """What a relocation asks of the linker, for its own symbol."""
 
-    symbol_name: str
-    place: int
-    addend: int
+    @property
+    def symbol_name(self) -> str:
+        """For messages."""
+
+    @property
+    def place(self) -> int:
+        """The field's run-time address (P)."""
+
+    @property
+    def addend(self) -> int:
+        """The relocation's addend (A)."""
 
     def address(self) -> int:
         """The symbol's run-time address (S)."""
 
-    def callable_address(self, reach_from: int) -> int:
-        """S for a call or jump: the symbol itself, or a stub in the region if it is too far."""
+    def near_address(self) -> int:
+        """S for a 32-bit distance: the symbol itself, or a stub that leads to a far function."""
 
     def got_slot(self) -> int:
         """Address of an 8-byte slot that holds S (G + GOT)."""
@@ -83,7 +91,7 @@ class R_X86_64_PC32(Relocation):
 
     @classmethod
     def value(cls, operands: Operands) -> int:
-        return operands.callable_address(operands.place) + operands.addend - operands.place
+        return operands.near_address() + operands.addend - operands.place
 
 
 class R_X86_64_PLT32(R_X86_64_PC32):

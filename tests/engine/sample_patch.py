@@ -333,7 +333,13 @@ class _NewCode:
         symbol = self._symtab[entry["r_info_sym"]]
         addend, home = entry["r_addend"], symbol["st_shndx"]
         if home == "SHN_UNDEF":
-            return self._outside(symbol.name), addend, []
+            outside = self._outside(symbol.name)
+            owner = self.owners[outside.name]
+            unknown = owner["owner"] == "import" and symbol.name not in self.old.import_kinds
+            if unknown and entry["r_info_type"] == R_X86_64_PC32:
+                # only data are referred to so: functions by PLT32, their addresses by a slot
+                owner["kind"] = "data"
+            return outside, addend, []
         if not isinstance(home, int):
             raise RuntimeError(f"unexpected home {home} of {symbol.name}")
         if symbol["st_info"]["type"] != "STT_SECTION":
