@@ -68,8 +68,7 @@ class Rig:
         layout = self.region.layout
         self.ask(f"map {BASE:x} {layout.data_size:x} {layout.text_size:x}")
         self.write(self.region.text, self.region.fixed_text())
-        self.write_text = self.write
-        self.code = {slot: self.symbols["old_body"] for slot in SLOTS}
+        self.code = dict.fromkeys(SLOTS, self.symbols["old_body"])
         for step in initialise(self.region):
             self.carry_out(step)
         for number, slot in enumerate(SLOTS):
@@ -119,8 +118,8 @@ class Rig:
             scan_cap=1 << 20,
             ranges=((NO_SUCH_WORD, NO_SUCH_WORD), self.region.stub_text),
             modes={
-                self.region.cell_index(slot): MODES[mode]
-                for slot, mode in zip(SLOTS, MODE_OF_ENTRY)
+                self.region.cell_index(slot): MODES[MODE_OF_ENTRY[number]]
+                for number, slot in enumerate(SLOTS)
             },
             text=(text,),
             main_tcb=self.main_tcb,
@@ -136,7 +135,7 @@ class Rig:
         encoded = descriptor.encode(
             self.region.descriptor(HELD_ROW), layout.cells, layout.descriptor_size
         )
-        new = {slot: self.symbols["new_body"] for slot in SLOTS}
+        new = dict.fromkeys(SLOTS, self.symbols["new_body"])
         move = RegionMove(self.region, new, (self.code,), (encoded,))
         transition = Transition((Source((0,), HELD_ROW),), TARGET_ROW, (move,))
         for step in start(transition):

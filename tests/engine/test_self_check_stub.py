@@ -6,7 +6,7 @@ from __future__ import annotations
 import struct
 
 import pytest
-from self_check_rig import FLAGS, HELD_ROW, NO_SUCH_WORD, TARGET_ROW, Rig
+from self_check_rig import FLAGS, HELD_ROW, TARGET_ROW, Rig
 from wfpatch.errors import Refused
 from wfpatch.self_check_stub import (
     CHECK_ROUTINE,
@@ -181,7 +181,7 @@ def test_bounds_from_the_applier_are_a_proof(rig):
     "changes",
     [
         {"tcb": 0x1000},
-        {"low": RawStack.__init__.__defaults__[0] and 0x7FFF_0000_0000, "high": 0x7FFF_0001_0000},
+        {"low": 0x7FFF_0000_0000, "high": 0x7FFF_0001_0000},
         {"high": 1},
     ],
 )
@@ -227,7 +227,9 @@ def test_the_ends_of_a_range(rig, value, hit):
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 6, 7, 8, 13])
 def test_every_range_is_found(rig, count):
     stack = RawStack(rig)
-    ranges = tuple((0x5555_0000_0000 + 0x100 * n, 0x5555_0000_000F + 0x100 * n) for n in range(count))
+    ranges = tuple(
+        (0x5555_0000_0000 + 0x100 * n, 0x5555_0000_000F + 0x100 * n) for n in range(count)
+    )
     rsp = stack.high - 0x400
     for low, high in ranges:
         for value, hit in ((low - 1, False), (low, True), (high, True), (high + 1, False)):
@@ -327,28 +329,49 @@ def test_a_descriptor_that_does_not_fit_is_refused():
     assert caught.value.reason == "region_too_small"
 
 
+def cut_out(rig, matches) -> int:
+    """Turn the check routine's conditional jumps that match into no-operations: a rule less."""
+    cut = 0
+    for address, line in CHECK_ROUTINE.placed(rig.region.check):
+        if line.assembly.startswith("j") and matches(line.assembly):
+            rig.write(address, b"\x66\x0f\x1f\x44\x00\x00"[: len(line.code)])
+            cut += 1
+    return cut
+
+
 @pytest.mark.parametrize(
-    ("label", "where"),
+    ("jump", "where", "how", "entry", "changes"),
     [
-        # A rule each: its conditional jump is made to fall through, and a case above must fail.
-        ("alternate_stack", "stackalt"),
-        ("cap_exceeded", "main"),
-        ("tail_call", "main"),
+        ("jne <alternate_stack>", "stackalt", "direct", 0, {}),
+        ("ja <cap_exceeded>", "main", "direct", 0, {"scan_cap": 0}),
+        ("jne <tail_call>", "main", "tail", 1, {}),
+        ("jne <never>", "main", "tail", 2, {}),
     ],
 )
-def test_each_rule_is_what_holds(rig, label, where):
-    """With a rule's jumps cut out of the code, the thread that it held migrates."""
-    at = rig.region.check
-    for address, line in CHECK_ROUTINE.placed(at):
-        if line.assembly.endswith(f"<{label}>") and line.assembly.startswith("j"):
-            nops = b"\x0f\x1f\x44\x00\x00\x90"[: len(line.code)]
-            rig.write(address, nops)
-    changes = {"scan_cap": 0} if label == "cap_exceeded" else {}
+def test_each_rule_is_what_holds(rig, jump, where, how, entry, changes):
+    """With a rule cut out of the code, the thread that it held migrates: the tests above see it."""
     rig.open(rig.descriptor(**changes))
-    outcome = rig.probe(where, entry=1 if label == "tail_call" else 0, how="direct")
-    if label == "tail_call":
-        # The jump "no text left" is gone too: only the comparison of targets is cut here.
-        assert outcome.row == TARGET_ROW
-    else:
-        assert outcome.row == TARGET_ROW
-    assert NO_SUCH_WORD
+    assert rig.probe(where, how, entry).row == HELD_ROW
+    assert cut_out(rig, lambda assembly: assembly == jump)
+    if jump == "jne <never>":
+        # Not never: what is left is the rule of direct calls.
+        cut_out(rig, lambda assembly: assembly == "jne <tail_call>")
+    assert rig.probe(where, how, entry).row == TARGET_ROW
+
+
+def test_the_main_threads_stackblock_would_pass_for_a_proof(rig):
+    """glibc's struct pthread of the main thread claims [0, end of [stack])."""
+    rig.open(rig.descriptor())
+    assert rig.probe("context").row == HELD_ROW
+    at = next(
+        index
+        for index, line in enumerate(CHECK_ROUTINE.lines)
+        if line.assembly == "mov (%rdi,%rcx,1),%rax"
+    )
+    address, line = CHECK_ROUTINE.placed(rig.region.check)[at + 2]
+    assert line.assembly == "je <listed>"
+    rig.write(address, b"\x66\x0f\x1f\x44\x00\x00")
+    # The cap keeps the scan from running into a hole between the foreign stack and the TCB.
+    rig.open(rig.descriptor(scan_cap=0))
+    rig.probe("context")
+    assert rig.counters().scan_cap_exceeded == 1, "the foreign stack passed for the thread's own"
