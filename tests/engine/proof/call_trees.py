@@ -24,13 +24,13 @@ _EXTRA = '__asm__ volatile(".skip {}, 0x90")'
 _FLAGS = ("-O2", "-fPIE", "-pthread", f"-I{PROGRAMS}")
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def program(*flags: str) -> Path:
     """The program; with -DMIXED the one that mixes versions on command."""
     return ProgramCache(PROGRAMS).build("proof_trees", *flags)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def patch(version: int, functions: str) -> bytes:
     """A patch ELF that brings ``version`` of each of ``functions`` ("fgk")."""
     lines = [
