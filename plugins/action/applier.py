@@ -14,6 +14,7 @@ from ansible.errors import AnsibleError
 from ansible.plugins.action import ActionBase
 from ansible_collections.wfpatch.fleet.plugins.plugin_utils._controller_bundles import locate
 from ansible_collections.wfpatch.fleet.plugins.plugin_utils._staged_file import staged_file
+from ansible_collections.wfpatch.fleet.plugins.plugin_utils._task_arguments import task_arguments
 
 
 class ActionModule(ActionBase):
@@ -27,13 +28,13 @@ class ActionModule(ActionBase):
         """Run the task."""
         variables = task_vars or {}
         result = super().run(tmp, variables)
-        args = {name: value for name, value in self._task.args.items() if not name.startswith("_")}
+        args = task_arguments(self)
         source = args.get("src")
         if args.get("state", "present") == "present" and source:
             source = locate(self, source)
             try:
                 with open(source, "rb") as file:
-                    args["_digest"] = hashlib.file_digest(file, "sha256").hexdigest()
+                    args["digest"] = hashlib.file_digest(file, "sha256").hexdigest()
             except OSError as exc:
                 raise AnsibleError(
                     f"the applier {source} cannot be read ({exc.strerror}); build it "
@@ -46,7 +47,7 @@ class ActionModule(ActionBase):
             with staged_file(self, os.path.abspath(source)) as staged:
                 outcome = self._execute_module(
                     module_name="wfpatch.fleet.applier",
-                    module_args={**args, "_staged": staged},
+                    module_args={**args, "staged": staged},
                     task_vars=variables,
                 )
         result.update(outcome)

@@ -15,6 +15,7 @@ from ansible_collections.wfpatch.fleet.plugins.plugin_utils._controller_bundles 
     read_patches,
 )
 from ansible_collections.wfpatch.fleet.plugins.plugin_utils._progress import Progress
+from ansible_collections.wfpatch.fleet.plugins.plugin_utils._task_arguments import task_arguments
 
 
 class ActionModule(ActionBase):
@@ -28,14 +29,14 @@ class ActionModule(ActionBase):
         """Run the task."""
         variables = task_vars or {}
         result = super().run(tmp, variables)
-        args = {name: value for name, value in self._task.args.items() if not name.startswith("_")}
+        args = task_arguments(self)
         sizes: dict[str, int] = {}
         if args.get("state", "present") == "present" and "src" in args:
             try:
                 patches = read_patches(self, args["src"])
             except PatchesInvalid as exc:
                 return {**result, **exc.result()}
-            args["_payloads"] = [patch.payload() for patch in patches]
+            args["payloads"] = [patch.payload() for patch in patches]
             sizes = {
                 patch.id: len(patch.bundle) + len(patch.signature) + len(patch.patch)
                 for patch in patches

@@ -19,6 +19,7 @@ from ansible_collections.wfpatch.fleet.plugins.plugin_utils._controller_bundles 
 from ansible_collections.wfpatch.fleet.plugins.plugin_utils._progress import Progress
 from ansible_collections.wfpatch.fleet.plugins.plugin_utils._staged_file import staged_file
 from ansible_collections.wfpatch.fleet.plugins.plugin_utils._staged_result import merge_results
+from ansible_collections.wfpatch.fleet.plugins.plugin_utils._task_arguments import task_arguments
 
 USAGE = 2
 MODULE = "wfpatch.fleet.live_patch"
@@ -36,7 +37,7 @@ class ActionModule(ActionBase):
         """Run the task."""
         self._variables = task_vars or {}
         result = super().run(tmp, self._variables)
-        args = {name: value for name, value in self._task.args.items() if not name.startswith("_")}
+        args = task_arguments(self)
         if "src" in args and "ids" in args:
             return {
                 **result,
@@ -51,7 +52,7 @@ class ActionModule(ActionBase):
                 return {**result, **exc.result()}
             args["ids"] = [patch.id for patch in patches]
             if self._task.check_mode:
-                args["_payloads"] = [patch.payload() for patch in patches]
+                args["payloads"] = [patch.payload() for patch in patches]
         if isinstance(args.get("ids"), str):
             args["ids"] = [patch_id.strip() for patch_id in args["ids"].split(",")]
         self._ids: list[str] = args.get("ids", [])
@@ -79,13 +80,13 @@ class ActionModule(ActionBase):
         outcome = self._call(args)
         if outcome.get("reason") == "applier_missing" and args.get("applier_src"):
             with staged_file(self, locate(self, args["applier_src"])) as staged:
-                outcome = self._call(args, _staged=staged)
+                outcome = self._call(args, staged=staged)
         if "result" in outcome:
             self._progress.step("plan", outcome["result"], self._ids)
         return outcome
 
     def _in_steps(self, args: Values) -> Values:
-        outcome = self._call(args, _plan=True)
+        outcome = self._call(args, plan=True)
         if "result" not in outcome:
             return outcome
         self._progress.step("plan", outcome["result"], self._ids)

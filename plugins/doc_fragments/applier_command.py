@@ -30,3 +30,29 @@ requirements:
   - Python 3.9 or newer on the host
   - ssh-keygen of OpenSSH 8.2 or newer on the host
 """
+
+    PAYLOADS = r"""
+options:
+  payloads:
+    description:
+      - Contents of the bundles in O(src). Set by the action half, not for use in tasks.
+    type: list
+    elements: dict
+    suboptions:
+      id:
+        description: The patch's id.
+        type: str
+        required: true
+      bundle:
+        description: The bytes of C(bundle.json) in base64.
+        type: str
+        required: true
+      signature:
+        description: The bytes of C(bundle.json.sig) in base64.
+        type: str
+        required: true
+      patch:
+        description: The bytes of C(patch.elf) in base64.
+        type: str
+        required: true
+"""

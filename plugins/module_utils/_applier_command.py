@@ -82,6 +82,21 @@ def argument_spec():
     }
 
 
+def payloads_spec():
+    """The option in which an action half sends the contents of bundles."""
+    return {
+        "type": "list",
+        "elements": "dict",
+        "options": {
+            "id": {"type": "str", "required": True},
+            # Kept out of logs for their size, not because they were secret.
+            "bundle": {"type": "str", "required": True, "no_log": True},
+            "signature": {"type": "str", "required": True, "no_log": True},
+            "patch": {"type": "str", "required": True, "no_log": True},
+        },
+    }
+
+
 def _parse(stdout):
     try:
         value = json.loads(stdout)

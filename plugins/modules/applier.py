@@ -46,6 +46,14 @@ options:
       - The Python on the host that runs the applier.
     type: path
     default: /usr/bin/python3
+  digest:
+    description:
+      - SHA-256 of O(src). Set by the action half, not for use in tasks.
+    type: str
+  staged:
+    description:
+      - Where the action half has put O(src) on the host. Not for use in tasks.
+    type: path
 attributes:
   check_mode:
     support: full
@@ -141,7 +149,7 @@ class Installation:
     def differs(self):
         """Whether the applier has to be sent."""
         data = read(self.zipapp)
-        return data is None or hashlib.sha256(data).hexdigest() != self.params["_digest"]
+        return data is None or hashlib.sha256(data).hexdigest() != self.params["digest"]
 
     def _changed(self, path):
         self.paths.append(path)
@@ -177,7 +185,7 @@ class Installation:
             )
 
     def install(self):
-        """Bring every file up to date; the applier itself was sent to ``_staged`` when it
+        """Bring every file up to date; the applier itself was sent to ``staged`` when it
         differs.
         """
         try:
@@ -191,7 +199,7 @@ class Installation:
         self._folder(os.path.dirname(self.program), 0o755)
         self._folder(self.params["store"], 0o755)
         if self.differs():
-            staged = self.params["_staged"]
+            staged = self.params["staged"]
             if staged is None:
                 self._changed(self.zipapp)
             else:
@@ -255,13 +263,13 @@ def run(module):
         installation.remove()
         result = {}
     else:
-        if module.params["_digest"] is None:
+        if module.params["digest"] is None:
             raise ApplierFailure(
                 "usage",
                 "the action half of wfpatch.fleet.applier did not run: use the full name "
                 "of the module",
             )
-        if installation.differs() and module.params["_staged"] is None and not module.check_mode:
+        if installation.differs() and module.params["staged"] is None and not module.check_mode:
             # The action half sends the file and calls again.
             return {"changed": False, "paths": [], "_wanted": True}
         installation.install()
@@ -284,8 +292,8 @@ def main():
             signers={"type": "str"},
             library={"type": "path", "default": "/usr/local/lib/wfpatch"},
             interpreter={"type": "path", "default": "/usr/bin/python3"},
-            _digest={"type": "str"},
-            _staged={"type": "path"},
+            digest={"type": "str"},
+            staged={"type": "path"},
         ),
         required_if=[("state", "present", ["src"])],
         supports_check_mode=True,

@@ -54,6 +54,7 @@ attributes:
     support: full
 extends_documentation_fragment:
   - wfpatch.fleet.applier_command
+  - wfpatch.fleet.applier_command.payloads
   - wfpatch.fleet.attributes
   - wfpatch.fleet.attributes.controller
   - wfpatch.fleet.attributes.fleet
@@ -125,6 +126,7 @@ from ansible_collections.wfpatch.fleet.plugins.module_utils._applier_command imp
     ApplierFailure,
     argument_spec,
     converse,
+    payloads_spec,
 )
 
 #: File names in the store and the field of the payload that holds their contents.
@@ -239,7 +241,7 @@ def run(module):
     if module.params["state"] == "absent":
         steps = [(patch_id, store.remove(patch_id)) for patch_id in module.params["ids"]]
     else:
-        payloads = module.params["_payloads"]
+        payloads = module.params["payloads"]
         if not payloads:
             raise ApplierFailure(
                 "usage",
@@ -279,17 +281,7 @@ def main():
             src={"type": "list", "elements": "path"},
             ids={"type": "list", "elements": "str"},
             progress={"type": "str", "choices": ["auto", "always", "never"], "default": "auto"},
-            _payloads={
-                "type": "list",
-                "elements": "dict",
-                "options": {
-                    "id": {"type": "str", "required": True},
-                    # Kept out of logs for their size, not because they were secret.
-                    "bundle": {"type": "str", "required": True, "no_log": True},
-                    "signature": {"type": "str", "required": True, "no_log": True},
-                    "patch": {"type": "str", "required": True, "no_log": True},
-                },
-            },
+            payloads=payloads_spec(),
         ),
         required_if=[("state", "present", ["src"]), ("state", "absent", ["ids"])],
         supports_check_mode=True,

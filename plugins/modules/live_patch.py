@@ -94,6 +94,15 @@ options:
       - Whether live memory is read once more at the end, by a new run of the applier.
     type: bool
     default: true
+  plan:
+    description:
+      - Says what would happen and what would be refused, and changes nothing, as check mode does.
+    type: bool
+    default: false
+  staged:
+    description:
+      - Where the action half has put O(applier_src) on the host. Not for use in tasks.
+    type: path
   progress:
     description:
       - Whether each step is done by a call of its own and told in a line. V(auto) does so when
@@ -110,6 +119,7 @@ attributes:
     support: full
 extends_documentation_fragment:
   - wfpatch.fleet.applier_command
+  - wfpatch.fleet.applier_command.payloads
   - wfpatch.fleet.attributes
   - wfpatch.fleet.attributes.controller
   - wfpatch.fleet.attributes.fleet
@@ -219,6 +229,7 @@ from ansible_collections.wfpatch.fleet.plugins.module_utils._applier_command imp
     argument_spec,
     call,
     difference,
+    payloads_spec,
 )
 
 
@@ -260,7 +271,7 @@ def planned_revert(answer, params):
 
 def ask(module):
     """Have the applier do it, or plan it; returns its Answer."""
-    plan = module.check_mode or module.params["_plan"]
+    plan = module.check_mode or module.params["plan"]
     if plan and module.params["state"] == "reverted":
         return planned_revert(call(module, "status", "--", *module.params["ids"]), module.params)
     arguments = words(module.params, plan)
@@ -275,12 +286,12 @@ def planned_paths(module, scratch):
     in the scratch folder.
     """
     paths = {}
-    if module.params["_staged"] is not None:
+    if module.params["staged"] is not None:
         paths["program"] = os.path.join(scratch, "wfpatch")
         with open(paths["program"], "w", encoding="utf-8") as file:
             file.write(
                 '#!/bin/sh\nexec {} -I -B {} "$@"\n'.format(
-                    shlex.quote(sys.executable), shlex.quote(module.params["_staged"])
+                    shlex.quote(sys.executable), shlex.quote(module.params["staged"])
                 )
             )
         os.chmod(paths["program"], 0o700)
@@ -288,7 +299,7 @@ def planned_paths(module, scratch):
         paths["allowed_signers"] = os.path.join(scratch, "allowed_signers")
         with open(paths["allowed_signers"], "w", encoding="utf-8") as file:
             file.write(module.params["signers"])
-    if module.params["_payloads"]:
+    if module.params["payloads"]:
         paths["store"] = planned_store(module, os.path.join(scratch, "store"))
     return paths
 
@@ -304,7 +315,7 @@ def planned_store(module, planned):
             planned,
             ignore=lambda _folder, names: [name for name in names if name.startswith(".")],
         )
-    for payload in module.params["_payloads"]:
+    for payload in module.params["payloads"]:
         folder = os.path.join(planned, "bundles", os.path.basename(payload["id"]))
         os.makedirs(folder, 0o755, exist_ok=True)
         for name, field in (
@@ -351,19 +362,9 @@ def main():
             progress={"type": "str", "choices": ["auto", "always", "never"], "default": "auto"},
             applier_src={"type": "path"},
             signers={"type": "str"},
-            _plan={"type": "bool", "default": False},
-            _staged={"type": "path"},
-            _payloads={
-                "type": "list",
-                "elements": "dict",
-                "options": {
-                    "id": {"type": "str", "required": True},
-                    # Kept out of logs for their size, not because they were secret.
-                    "bundle": {"type": "str", "required": True, "no_log": True},
-                    "signature": {"type": "str", "required": True, "no_log": True},
-                    "patch": {"type": "str", "required": True, "no_log": True},
-                },
-            },
+            plan={"type": "bool", "default": False},
+            staged={"type": "path"},
+            payloads=payloads_spec(),
         ),
         required_one_of=[("ids", "src")],
         supports_check_mode=True,

@@ -78,9 +78,7 @@ def _schema_violations(document: YamlDocument, file: str) -> t.Iterator[Violatio
         if error.validator == "required":
             # jsonschema reports one error per missing key; all share the path of the mapping
             # around them.
-            missing = next(
-                key for key in error.validator_value if error.message.startswith(f"{key!r} ")
-            )
+            missing = str(error.message).split("'", 2)[1]
             yield Violation(file, document.line(path), dotted(path + (missing,)), "is missing")
         elif error.validator == "additionalProperties":
             for key in sorted(set(error.instance) - set(error.schema.get("properties", {}))):
