@@ -297,8 +297,9 @@ static void complete(struct connection *connection)
 		phase->answered++;
 		histogram_add(&phase->latency, time - first->due);
 		histogram_add(&phase->service, time - first->sent);
-		if (last_answer && time - last_answer > phase->longest_silence)
-			phase->longest_silence = time - last_answer;
+		/* A silence belongs to the phase in which it ends. */
+		if (last_answer && time - last_answer > phases[phase_now]->longest_silence)
+			phases[phase_now]->longest_silence = time - last_answer;
 		last_answer = time;
 		connection->queue_begin = (connection->queue_begin + 1) % connection->queue_room;
 		connection->queue_length--;
