@@ -17,7 +17,7 @@
 #include <unistd.h>
 
 #define HOME "/usr/lib/wfpatch-build"
-#define LOG HOME "/compile.log"
+#define LOG HOME "/log/compile.log"
 
 static size_t append(char *record, size_t used, const char *string)
 {

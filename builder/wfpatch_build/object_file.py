@@ -59,7 +59,8 @@ class Section:
 
 @dataclass(frozen=True)
 class Symbol:
-    """One row of .symtab or .dynsym. ``file`` is the STT_FILE above a local symbol."""
+    """One row of .symtab or .dynsym. ``file`` is the STT_FILE above a local symbol, ``unit`` the
+    number of that STT_FILE row among all: two objects may come from files of one name."""
 
     name: str
     address: int
@@ -69,6 +70,7 @@ class Symbol:
     section: int | None  # None: undefined
     file: str | None = None
     version: str | None = None
+    unit: int = -1
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,14 @@ class ObjectFile:
         return None
 
     @functools.cached_property
+    def needed(self) -> tuple[str, ...]:
+        """Sonames of the libraries it is linked to."""
+        dynamic = self._elf.get_section_by_name(".dynamic")
+        if isinstance(dynamic, DynamicSection):
+            return tuple(str(tag.needed) for tag in dynamic.iter_tags("DT_NEEDED"))
+        return ()
+
+    @functools.cached_property
     def kind(self) -> str:
         """``executable`` or ``shared_library``: a PIE has an interpreter, a library has none."""
         interp = any(s["p_type"] == "PT_INTERP" for s in self._elf.iter_segments())
@@ -198,10 +208,12 @@ class ObjectFile:
         versions = self._versions if name == ".dynsym" else {}
         found: list[Symbol] = []
         file: str | None = None
+        unit = -1
         for number, row in enumerate(table.iter_symbols()):
             info = row["st_info"]
             if info["type"] == "STT_FILE":
                 file = row.name or None
+                unit += 1
                 continue
             index = row["st_shndx"]
             local = info["bind"] == "STB_LOCAL"
@@ -215,6 +227,7 @@ class ObjectFile:
                     None if index == "SHN_UNDEF" else (index if isinstance(index, int) else -1),
                     file if local else None,
                     versions.get(number),
+                    unit if local else -1,
                 )
             )
         return tuple(found)

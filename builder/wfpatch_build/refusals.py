@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What cannot be live-patched, and is refused before a patch ELF is made.
+
+Old and new code run side by side in one address space, and nothing that has run already runs again:
+so no change of existing data or of its layout, and no change of code that has had its only run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from iced_x86 import FlowControl
+
+from wfpatch_build.compiled_object import STT_FUNC, STT_GNU_IFUNC, CompiledObject
+from wfpatch_build.control_flow import control_flow
+from wfpatch_build.errors import Refusal
+from wfpatch_build.instructions import decode, jump_target
+from wfpatch_build.normal_form import Canonical, NormalForms
+from wfpatch_build.object_change import ObjectChange
+from wfpatch_build.object_file import ObjectFile
+from wfpatch_build.pairing import is_compiler_made, source_name
+from wfpatch_build.patch_file import Replaced
+
+_RUN_ONCE = (".init_array", ".fini_array", ".preinit_array", ".ctors", ".dtors", ".init", ".fini")
+_ORDINARY = (
+    *(".text", ".rodata", ".data", ".bss", ".tdata", ".tbss", ".lrodata", ".ldata", ".lbss"),
+    *(".eh_frame", ".gcc_except_table", ".note", ".group", ".comment", *_RUN_ONCE),
+)
+
+
+def _is(name: str, families: Sequence[str]) -> bool:
+    return any(name == family or name.startswith(family + ".") for family in families)
+
+
+def check_changes(changes: Sequence[ObjectChange]) -> None:
+    """Refuse what the compiled objects show. Raises Refusal with the first reason that holds."""
+    for change in changes:
+        _check_assembly(change)
+        _check_run_once(change)
+        _check_main(change)
+        _check_data(change)
+        _check_collected(change)
+    if all(change.diff.is_empty for change in changes):
+        sources = ", ".join(change.unit.source for change in changes) or "no object of it"
+        raise Refusal(
+            "empty_diff",
+            "the patch changes no code that is compiled into this binary "
+            f"(compiled before and after: {sources})",
+        )
+
+
+def _check_main(change: ObjectChange) -> None:
+    if any(source_name(old) == "main" for old, _ in change.diff.changed):
+        raise Refusal(
+            "changes_main",
+            f"main() in {change.unit.source} changes; it runs once and is never entered again, "
+            "so the change could not take effect in a running process",
+        )
+
+
+def _check_data(change: ObjectChange) -> None:
+    for item in change.diff.data_changes:
+        if is_compiler_made(item.name):
+            continue
+        where = f"{item.name} in {change.unit.source}"
+        if item.what in ("size", "kind"):
+            raise Refusal(
+                "data_layout_changed", f"{where}: {item.detail}", name=item.name, what=item.what
+            )
+        if item.what == "removed" and item.writable:
+            raise Refusal(
+                "data_removed",
+                f"{where} is no longer defined, its value would be lost",
+                name=item.name,
+            )
+        if item.what == "content" and (item.writable or item.relocated or not item.is_local):
+            raise Refusal(
+                "data_initialiser_changed",
+                f"{where}: {item.detail}; the running process keeps the old ones",
+                name=item.name,
+            )
+
+
+def _entries(obj: CompiledObject, forms: NormalForms, canonical: Canonical) -> set[object]:
+    """What the arrays of functions that run once refer to."""
+    found: set[object] = set()
+    for section in obj.sections:
+        if section.allocated and _is(section.name, _RUN_ONCE):
+            found |= {
+                forms.token(forms.references.resolve(section, r), canonical)
+                for r in section.relocations
+            }
+    return found
+
+
+def _check_run_once(change: ObjectChange) -> None:
+    diff = change.diff
+    before = _entries(diff.old.obj, diff.old.forms, diff.old_canonical)
+    after = _entries(diff.new.obj, diff.new.forms, diff.canonical)
+    once = {str(t[1]) for t in before if isinstance(t, tuple) and t[0] == "function"}
+    changed = {old for old, _ in diff.changed}
+    resolvers = {n for n, s in diff.old.obj.functions.items() if s.type == STT_GNU_IFUNC}
+    hit = sorted(changed & (once | resolvers))
+    if before != after or hit:
+        names = ", ".join(hit) or "the list of constructors and destructors"
+        raise Refusal(
+            "init_code",
+            f"{names} in {change.unit.source} changes; it runs before main() or at exit only",
+        )
+
+
+def _check_assembly(change: ObjectChange) -> None:
+    before, after = _loose_code(change.pre), _loose_code(change.post)
+    if before != after:
+        raise Refusal(
+            "inline_assembly",
+            f"code outside of functions (top-level asm) in {change.unit.source} changes; "
+            "it has no bounds by which it could be replaced",
+        )
+
+
+def _loose_code(obj: CompiledObject) -> list[tuple[str, bytes]]:
+    """Bytes of executable sections that no function symbol covers."""
+    loose = []
+    for section in obj.sections:
+        if not section.executable or not section.allocated or _is(section.name, _RUN_ONCE):
+            continue
+        covered = sorted(
+            (s.value, s.value + s.size)
+            for s in obj.by_section.get(section.index, ())
+            if s.type in (STT_FUNC, STT_GNU_IFUNC)
+        )
+        at, rest = 0, b""
+        for start, end in covered:
+            rest += section.data[at:start]
+            at = max(at, end)
+        rest += section.data[at:]
+        if rest.strip(b"\x90\xcc\x00"):
+            loose.append((section.name, rest))
+    return loose
+
+
+def _check_collected(change: ObjectChange) -> None:
+    """Sections of one's own naming are arrays that the linker collects, walked at some time."""
+
+    def content(obj: CompiledObject, forms: NormalForms, canonical: Canonical) -> list[object]:
+        return sorted(
+            (
+                (s.name, *map(repr, forms.content(s, 0, s.size, canonical)))
+                for s in obj.sections
+                if s.allocated and s.size and not _is(s.name, _ORDINARY)
+            ),
+        )
+
+    diff = change.diff
+    before = content(diff.old.obj, diff.old.forms, diff.old_canonical)
+    after = content(diff.new.obj, diff.new.forms, diff.canonical)
+    if before != after:
+        raise Refusal(
+            "data_layout_changed",
+            f"a section of its own kind in {change.unit.source} changes, which the linker collects "
+            "into an array of the binary",
+        )
+
+
+def check_replaced(image: ObjectFile, replaced: Sequence[Replaced]) -> None:
+    """Refuse what the stock code shows: functions that no thread ever leaves."""
+    for item in replaced:
+        if never_returns(image, item.old.bounds):
+            raise Refusal(
+                "never_returns",
+                f"{item.old.name} loops for ever: a thread in it never enters it again, and no "
+                "thread could run the new code",
+                function=item.old.name,
+            )
+
+
+def never_returns(image: ObjectFile, pieces: Sequence[tuple[int, int]]) -> bool:
+    """Whether the code has a loop but neither a return nor a jump out.
+
+    A function without a loop that ends in calls of exit() or abort() is left by ending the process
+    and is entered anew each time: that is no obstacle.
+    """
+    flow = control_flow(image, pieces)
+    if flow.leaving or flow.slots or flow.leaves_anywhere:
+        return False
+    loops = False
+    for start, size in pieces:
+        for instruction in decode(image.read(start, size), start):
+            if instruction.flow_control == FlowControl.RETURN:
+                return False
+            target = jump_target(instruction)
+            loops = loops or (target is not None and target <= instruction.ip)
+    return loops
