@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Running system calls inside a process by a chain that completes itself.
 
-One thread is stopped once, gets its registers changed once, and is let go; from then on nobody needs to
-be there (sigframe.py). What the calls did is read from memory, never from the thread. Here: which
-thread, where on its stack, with what registers restored.
+One thread is stopped once, gets its registers changed once, and is let go; from then on nobody
+needs to be there (sigframe.py). What the calls did is read from memory, never from the thread.
+Here: which thread, where on its stack, with what registers restored.
 """
 
 from __future__ import annotations
@@ -14,9 +14,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from wfpatch.backend import Runner, ptrace_requests
+from wfpatch.backend import Runner, StackBounds, ptrace_requests
 from wfpatch.backend.ptrace_requests import UserRegisters
-from wfpatch.backend.stops import RESTART_CODES, Tracee, deliverable_signal_pending
+from wfpatch.backend.stops import (
+    RESTART_CODES,
+    Tracee,
+    deliverable_signal_pending,
+    interrupted_by_stop,
+)
 from wfpatch.errors import Failed, Refused
 from wfpatch.maps import Mapping, MemoryMap
 from wfpatch.memory import ProcessMemory
@@ -40,6 +45,7 @@ from wfpatch.syscalls import (
     NR_NANOSLEEP,
     NR_POLL,
     NR_RESTART_SYSCALL,
+    OWN_SIGNAL_MASK,
     PROT_EXEC,
     PROT_READ,
     PROT_WRITE,
@@ -54,8 +60,8 @@ _POP_RAX_RET = b"\x58\xc3"
 # The C libraries' signal returns: glibc and Go; musl and others.
 _SIGRETURNS = (b"\x48\xc7\xc0\x0f\x00\x00\x00\x0f\x05", b"\xb8\x0f\x00\x00\x00\x0f\x05")
 
-# Left free between the frames and the end of the thread's stack as far as it is known, and where only
-# the mapping is known (it may hold something else at its lower end) more.
+# Left free between the frames and the end of the thread's stack as far as it is known, and where
+# only the mapping is known (it may hold something else at its lower end) more.
 _MARGIN = 4096
 _MARGIN_UNKNOWN = 16384
 _RSEQ_CS = struct.Struct("<IIQQQ")
@@ -104,26 +110,38 @@ def find_code(memory: ProcessMemory, maps: MemoryMap) -> Code:
     return Code(gadgets, frozenset(returns))
 
 
-def rank(look: Look) -> int | None:
-    """How well a task suits an injection (0: best); None: not at all.
-
-    Sleepers come first, and among them those whose call has no timeout, which would start anew.
-    """
+def unusable(look: Look) -> str | None:
+    """Why a task, as it looks, cannot run an injection; None when it can."""
+    if look.state in "Tt":
+        return "stopped by a signal or a debugger"
     if look.state not in "RSI":
+        return f"asleep in the kernel (state {look.state})"
+    if look.running:
         return None
+    if look.syscall is None:
+        return "outside of a system call"
+    return None
+
+
+def rank(look: Look) -> int:
+    """How well a usable task suits an injection (0: best).
+
+    Sleepers come first. Among them those last whose call has a time limit, which starts anew, or a
+    signal mask of its own, which is not in force during the chain. Last of all those in
+    restart_syscall, whose call has to be guessed.
+    """
     if look.running:
         return 3
-    if look.syscall is None or look.syscall == NR_RESTART_SYSCALL:
-        # restart_syscall cannot be issued again: after rt_sigreturn it returns EINTR.
-        return None
-    first, _, third, fourth = look.arguments[:4]
-    timed = {
+    if look.syscall == NR_RESTART_SYSCALL:
+        return 4
+    third, fourth = look.arguments[2:4]
+    delicate = {
         NR_NANOSLEEP: True,
         NR_CLOCK_NANOSLEEP: True,
         NR_FUTEX: fourth != 0,
         NR_POLL: third & 0x80000000 == 0,
-    }.get(look.syscall, False)
-    if timed:
+    }.get(look.syscall or 0, look.syscall in OWN_SIGNAL_MASK)
+    if delicate:
         return 2
     return 1 if look.syscall in RETURNS_EINTR_ON_STOP else 0
 
@@ -134,8 +152,8 @@ def own_stack(
     """[low, high) of the thread's own stack around rsp, None when rsp is not on it.
 
     The mapping must hold the thread's control block (as the C library's thread stacks do) or be
-    [stack]; a coroutine's stack or an alternate signal stack in a heap is neither, and what lies below
-    rsp there may be anything.
+    [stack]; a coroutine's stack or an alternate signal stack in a heap is neither, and what lies
+    below rsp there may be anything.
     """
     mapping = maps.containing(rsp)
     if mapping is None or not mapping.writable or not mapping.readable:
@@ -153,9 +171,9 @@ def own_stack(
 def alternate_stack_floor(stack: bytes, base: int, rsp: int, signal_returns: frozenset[int]) -> int:
     """The lowest address that may be written below rsp as far as signal frames above it tell.
 
-    A handler may run on an alternate stack that lies *within* the thread's own one; below it are live
-    frames. Such a handler's signal frame is above rsp and names the alternate stack's bounds. ``stack``
-    is the memory from ``base`` (rsp rounded down to 8) upwards.
+    A handler may run on an alternate stack that lies *within* the thread's own one; below it are
+    live frames. Such a handler's signal frame is above rsp and names the alternate stack's bounds.
+    ``stack`` is the memory from ``base`` (rsp rounded down to 8) upwards.
     """
     floor = 0
     for target in signal_returns:
@@ -170,16 +188,21 @@ def alternate_stack_floor(stack: bytes, base: int, rsp: int, signal_returns: fro
     return floor
 
 
-def restored_registers(tracee: Tracee) -> UserRegisters:
+def restored_registers(tracee: Tracee) -> UserRegisters | None:
     """What the thread shall have after the chain: as it is, its interrupted call issued again.
 
     The chain takes the place of the kernel's own restart logic, which looks at rax at the stop.
+    None when the thread is in restart_syscall, and which call that is is not known.
     """
     registers = tracee.registers.copy()
-    number, result = registers.system_call, registers.result
-    if number >= 0 and (
-        result in RESTART_CODES or (result == -4 and number in RETURNS_EINTR_ON_STOP)
-    ):
+    restarts = registers.system_call >= 0 and registers.result in RESTART_CODES
+    if restarts and registers.system_call == NR_RESTART_SYSCALL:
+        before = tracee.read(registers.rip - 7, 7)
+        number = tracee.interrupted.number(tracee.tid, registers, before)
+        if number is None:
+            return None
+        registers.orig_rax = number
+    if restarts or interrupted_by_stop(registers):
         Tracee.restart_system_call(registers)
     return registers
 
@@ -187,8 +210,8 @@ def restored_registers(tracee: Tracee) -> UserRegisters:
 def in_restartable_sequence(tracee: Tracee) -> bool:
     """Whether the thread is within an rseq critical section (rseq(2)).
 
-    The kernel aborts a section only where it finds rip inside; with rip in the chain it would forget the
-    section, and the thread would go on in it after a preemption.
+    The kernel aborts a section only where it finds rip inside; with rip in the chain it would
+    forget the section, and the thread would go on in it after a preemption.
     """
     area = ptrace_requests.get_rseq_area(tracee.tid)
     if not area:
@@ -218,7 +241,7 @@ class Unsuitable:
 
 
 class Injection:
-    """One batch of calls, ready to be given to a thread. Everything that needs no stop is done before."""
+    """One batch of calls, ready to be given to a thread: what needs no stop is done before."""
 
     def __init__(
         self,
@@ -227,16 +250,16 @@ class Injection:
         maps: MemoryMap,
         calls: Sequence[SystemCall],
         runner: Runner | None,
+        bounds: StackBounds | None,
     ) -> None:
+        self._bounds = bounds
         self._code = code
         self._layout = layout
         self._maps = maps
         self._calls = calls
         self._runner = runner
 
-    def plant(
-        self, tracee: Tracee, before: Look, bounds: tuple[int, int] | None
-    ) -> Planted | Unsuitable:
+    def plant(self, tracee: Tracee, before: Look) -> Planted | Unsuitable:
         """Give the stopped thread the chain, or say why not. One SETREGS; the caller detaches."""
         registers = tracee.registers
         tid = tracee.tid
@@ -244,10 +267,12 @@ class Injection:
             return Unsuitable(tid, "stopped by a signal")
         if registers.cs != 0x33:
             return Unsuitable(tid, "not in 64-bit mode")
-        if registers.system_call == NR_RESTART_SYSCALL:
-            return Unsuitable(tid, "in restart_syscall")
+        restored = restored_registers(tracee)
+        if restored is None:
+            return Unsuitable(tid, "in restart_syscall of an unknown call")
         if not before.running and registers.rsp != before.sp:
             return Unsuitable(tid, "moved on since it was looked at")
+        bounds = self._bounds(tid, registers.fs_base) if self._bounds else None
         stack = own_stack(self._maps, registers.rsp, registers.fs_base, bounds)
         if stack is None:
             return Unsuitable(tid, "not on its own stack")
@@ -263,9 +288,10 @@ class Injection:
             return Unsuitable(tid, "within a restartable sequence")
         if deliverable_signal_pending(tracee.tgid, tid):
             return Unsuitable(tid, "a signal is on its way")
-        chain = self._build(tracee, xstate)
+        chain = self._build(tid, restored, xstate)
         tracee.memory.write(chain.low, chain.data)
-        # /proc/PID/mem stays with the memory it was opened on; the thread may have another since exec.
+        # /proc/PID/mem stays with the memory it was opened on; the thread may have another since
+        # exec.
         nonce = tracee.memory.read_u64(chain.nonce_address)
         try:
             same = ptrace_requests.peek_word(tid, chain.nonce_address) == nonce
@@ -279,13 +305,16 @@ class Injection:
                 tid=tid,
             )
         ptrace_requests.set_registers(tid, chain.registers)
-        tracee.changed = True
-        tracee.injected = True
+        # Once more: a handler that the program waits for with a mask of its own (sigsuspend, ppoll)
+        # has to find it in its call, not in the chain.
+        if deliverable_signal_pending(tracee.tgid, tid):
+            ptrace_requests.set_registers(tid, registers)
+            return Unsuitable(tid, "a signal is on its way")
+        tracee.changed = tracee.injected = True
         return Planted(tid, chain.low, registers.rsp)
 
-    def _build(self, tracee: Tracee, xstate: bytes) -> Chain:
-        restored = restored_registers(tracee)
-        mask = ptrace_requests.get_signal_mask(tracee.tid)
+    def _build(self, tid: int, restored: UserRegisters, xstate: bytes) -> Chain:
+        mask = ptrace_requests.get_signal_mask(tid)
         nonce = int.from_bytes(os.urandom(8), "little")
         if self._runner is None:
             return build_chain(self._calls, restored, mask, xstate, self._code.gadgets, nonce)
@@ -353,6 +382,18 @@ def read_results(memory: ProcessMemory, runner: Runner, count: int) -> list[int]
         value = RECORD.unpack_from(data, offset)[7]
         results.append(value - (1 << 64) if value >> 63 else value)
     return results
+
+
+def in_flight_words(stack: bytes, span: range) -> bool:
+    """Whether an aligned word of ``stack`` (from an 8-aligned address up) lies in ``span``."""
+    for upper in range(span.start >> 8, ((span.stop - 1) >> 8) + 1):
+        pattern = upper.to_bytes(7, "little")
+        at = stack.find(pattern)
+        while at >= 0:
+            if at % 8 == 1 and upper << 8 | stack[at - 1] in span:
+                return True
+            at = stack.find(pattern, at + 1)
+    return False
 
 
 def poll(deadline: float) -> bool:

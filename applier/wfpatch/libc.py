@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The C library's entry points that Python's standard library lacks.
 
-Only queries live here. ``ptrace`` is bound in backend/ptrace_requests.py, where every request passes
-the step counter.
+Only queries live here. ``ptrace`` is bound in backend/ptrace_requests.py, where every request
+passes the step counter.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ _DELETED = " (deleted)"
 
 @dataclass(frozen=True)
 class Mapping:
-    """One line of /proc/PID/maps. ``path`` has the kernel's octal escapes undone and no mark of deletion."""
+    """One line of /proc/PID/maps; ``path`` without escapes and without the mark of deletion."""
 
     start: int
     end: int

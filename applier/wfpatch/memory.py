@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Reading and writing the memory of a process through one /proc/PID/mem descriptor.
 
-The descriptor is opened once and kept: it stays bound to the address space it was opened on, so that
-after an exec it reads nothing, where a call by pid would hit the new program.
+The descriptor is opened once and kept: it stays bound to the address space it was opened on, so
+that after an exec it reads nothing, where a call by pid would hit the new program.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _CHUNK = 1 << 30
 
 
 class ProcessMemory:
-    """The memory of one process. Writes go through FOLL_FORCE: page protections do not stop them."""
+    """The memory of one process. Page protections do not stop writes (FOLL_FORCE)."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
@@ -39,8 +39,8 @@ class ProcessMemory:
     def read(self, address: int, size: int) -> bytes:
         """``size`` bytes at ``address``.
 
-        Raises Failed("memory_unreadable") when a part of it is not mapped, Failed("target_exited") or
-        Failed("target_changed") when the address space is gone.
+        Raises Failed("memory_unreadable") when a part of it is not mapped, Failed("target_exited")
+        or Failed("target_changed") when the address space is gone.
         """
         data = self._pread(address, size)
         if len(data) == size:
@@ -84,8 +84,8 @@ class ProcessMemory:
     def write(self, address: int, data: bytes) -> None:
         """Write all of ``data`` at ``address``.
 
-        Raises Failed("memory_unwritable") when a part of it is not mapped, Failed("target_exited") or
-        Failed("target_changed") when the address space is gone.
+        Raises Failed("memory_unwritable") when a part of it is not mapped, Failed("target_exited")
+        or Failed("target_changed") when the address space is gone.
         """
         written = 0
         while written < len(data):

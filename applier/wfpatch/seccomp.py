@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What a task's seccomp state says to a system call: classic BPF, evaluated here, not tried out.
 
-A call that the filter kills, traps or answers with an error must not be injected; the filter is never
-suspended. Sources: seccomp(2), kernel/seccomp.c (seccomp_run_filters, seccomp_check_filter), and
-Documentation/networking/filter.rst for the instructions.
+A call that the filter kills, traps or answers with an error must not be injected; the filter is
+never suspended. Sources: seccomp(2), kernel/seccomp.c (seccomp_run_filters, seccomp_check_filter),
+and Documentation/networking/filter.rst for the instructions.
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ def _data_of(call: SystemCall, instruction_pointer: int) -> bytes:
 
 
 def run_filter(program: bytes, data: bytes) -> int:
-    """The 32-bit return value of one filter (array of struct sock_filter) over a struct seccomp_data.
+    """The 32-bit return value of one filter (array of struct sock_filter) over a struct
+    seccomp_data.
 
     Raises ValueError on a program the kernel would not have accepted.
     """

@@ -1,18 +1,16 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Signal frames as a chain of system calls.
 
-rt_sigreturn(2) loads every register, the vector state and the signal mask from a frame on the stack. A
-chain is a row of such frames: a call runs, its ``ret`` leads to rt_sigreturn, which loads the registers
-of the next call, and the last frame holds what the thread had. Once a thread's registers point to the
-first call nobody is needed any more: tracer or not, it runs to the end.
+rt_sigreturn(2) loads every register, the vector state and the signal mask from a frame on the
+stack. A chain is a row of such frames: a call runs, its ``ret`` leads to rt_sigreturn, which loads
+the registers of the next call, and the last frame holds what the thread had. Once a thread's
+registers point to the first call nobody is needed any more: tracer or not, it runs to the end.
 
-Layout of one frame (struct rt_sigframe, arch/x86/include/asm/sigframe.h), offsets from its start:
-   0  return address (here: the way to rt_sigreturn)
-   8  uc_flags, uc_link, uc_stack {ss_sp, ss_flags, ss_size}
-  48  struct sigcontext (256 bytes): r8-r15 di si bp bx dx ax cx sp ip flags, cs/gs/fs/ss, err trapno
-      oldmask cr2, pointer to the vector state, 8 reserved words
- 304  uc_sigmask
-All frames of a chain share one XSAVE image: the kernel only reads it.
+Layout of one frame (struct rt_sigframe, arch/x86/include/asm/sigframe.h), offsets from its start: 0
+return address (here: the way to rt_sigreturn) 8  uc_flags, uc_link, uc_stack {ss_sp, ss_flags,
+ss_size} 48  struct sigcontext (256 bytes): r8-r15 di si bp bx dx ax cx sp ip flags, cs/gs/fs/ss,
+err trapno oldmask cr2, pointer to the vector state, 8 reserved words 304  uc_sigmask All frames of
+a chain share one XSAVE image: the kernel only reads it.
 """
 
 from __future__ import annotations
@@ -35,8 +33,8 @@ _UC_FP_XSTATE = 1
 _UC_SIGCONTEXT_SS = 2
 _UC_STRICT_RESTORE_SS = 4
 _UC_FLAGS = _UC_FP_XSTATE | _UC_SIGCONTEXT_SS | _UC_STRICT_RESTORE_SS
-# No mode of sigaltstack(2): the kernel refuses it, ignores the refusal (restore_altstack() squashes all
-# errors but EFAULT), and the thread's alternate stack stays as it is.
+# No mode of sigaltstack(2): the kernel refuses it, ignores the refusal (restore_altstack() squashes
+# all errors but EFAULT), and the thread's alternate stack stays as it is.
 _SS_FLAGS_INVALID = 0x7F
 _FLAGS_PLAIN = 0x202  # IF and the bit that is always set: no DF, no TF
 _SIGCONTEXT = struct.Struct("<18Q4H4QQ64x")
@@ -47,8 +45,8 @@ _HEAD = struct.Struct("<QQQQQQ")
 class Gadgets:
     """Pieces of code in the target that a chain runs through.
 
-    system_call: ``syscall; ret``. sigreturn: ``mov $15, %eax; syscall`` as in the C library's signal
-    return, or None; then pop_rax: ``pop %rax; ret``.
+    system_call: ``syscall; ret``. sigreturn: ``mov $15, %eax; syscall`` as in the C library's
+    signal return, or None; then pop_rax: ``pop %rax; ret``.
     """
 
     system_call: int
@@ -56,7 +54,7 @@ class Gadgets:
     pop_rax: int | None
 
     def return_words(self) -> list[int]:
-        """The words a call's ``ret`` finds: they lead to rt_sigreturn with rsp behind the last one."""
+        """What a call's ``ret`` finds: the way to rt_sigreturn, rsp behind the last word."""
         if self.sigreturn is not None:
             return [self.sigreturn]
         assert self.pop_rax is not None
@@ -125,14 +123,14 @@ def build_chain(
 ) -> Chain:
     """A chain that runs ``calls`` below ``restored.rsp`` and ends with ``restored`` in force.
 
-    ``xstate`` is a complete image as wfpatch.xstate prepares it; ``nonce`` is put where the tracer can
-    check that it wrote to the memory the thread runs in.
+    ``xstate`` is a complete image as wfpatch.xstate prepares it; ``nonce`` is put where the tracer
+    can check that it wrote to the memory the thread runs in.
     """
     words = gadgets.return_words()
     prefix = len(words) - 1
     xstate_address = (restored.rsp - RED_ZONE - len(xstate)) & -XSAVE_ALIGNMENT
-    # The frame that is used last lies highest: a signal handler that runs in the middle of the chain
-    # goes below the current frame, over frames that are used up.
+    # The frame that is used last lies highest: a signal handler that runs in the middle of the
+    # chain goes below the current frame, over frames that are used up.
     top = xstate_address & -16
     starts: list[int] = []
     for _ in calls:
@@ -141,7 +139,7 @@ def build_chain(
     starts.reverse()
     low = starts[0]
     parts = []
-    for index, start in enumerate(starts):
+    for index in range(len(starts)):
         if index + 1 < len(starts):
             following = call_registers(
                 restored, calls[index + 1], gadgets.system_call, starts[index + 1]

@@ -29,6 +29,7 @@ NR_RECVMSG = 47
 NR_VFORK = 58
 NR_SEMOP = 65
 NR_RT_SIGTIMEDWAIT = 128
+NR_RT_SIGSUSPEND = 130
 NR_SIGALTSTACK = 131
 NR_ARCH_PRCTL = 158
 NR_FUTEX = 202
@@ -37,6 +38,8 @@ NR_RESTART_SYSCALL = 219
 NR_SEMTIMEDOP = 220
 NR_CLOCK_NANOSLEEP = 230
 NR_EPOLL_WAIT = 232
+NR_PSELECT6 = 270
+NR_PPOLL = 271
 NR_EPOLL_PWAIT = 281
 NR_ACCEPT4 = 288
 NR_RECVMMSG = 299
@@ -113,8 +116,14 @@ def rt_sigreturn() -> SystemCall:
     return system_call("rt_sigreturn", NR_RT_SIGRETURN)
 
 
+# The result of a call that failed in a chain without a runner: nothing has kept its errno.
+NOT_REPORTED = -4095
+
+
 def error_of(result: int) -> str | None:
     """The errno name of a raw result ("ENOMEM"), None when the call succeeded."""
+    if result == NOT_REPORTED:
+        return "an error (address space limit, SELinux's execmem, or the place was taken)"
     if -4096 < result < 0:
         return errno.errorcode.get(-result, str(-result))
     return None
@@ -148,6 +157,21 @@ RETURNS_EINTR_ON_STOP = frozenset(
         NR_SENDMMSG,
         NR_IO_PGETEVENTS,
         NR_IO_URING_ENTER,
+        NR_EPOLL_PWAIT2,
+    }
+)
+
+# Calls that the kernel restarts as restart_syscall, for the time that remains.
+RESTARTED_BY_BLOCK = frozenset({NR_POLL, NR_NANOSLEEP, NR_FUTEX, NR_CLOCK_NANOSLEEP})
+
+# Calls that wait with a signal mask given to them.
+OWN_SIGNAL_MASK = frozenset(
+    {
+        NR_RT_SIGSUSPEND,
+        NR_PSELECT6,
+        NR_PPOLL,
+        NR_EPOLL_PWAIT,
+        NR_IO_PGETEVENTS,
         NR_EPOLL_PWAIT2,
     }
 )

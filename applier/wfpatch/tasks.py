@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The tasks that run in an address space, and how one of them looks from outside, without a stop."""
+"""The tasks that run in an address space, and how one looks from outside, without a stop."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class Look:
 
     ``running`` is true when it runs or is about to, and nothing else below may be relied on then.
     ``syscall`` is None outside of one (page fault, group stop); ``arguments`` are its six words.
-    ``stamp`` was taken before the rest: two looks with equal stamps enclose a time in which the task,
-    asleep in both, did not run at all.
+    ``stamp`` was taken before the rest: two looks with equal stamps enclose a time in which the
+    task, asleep in both, did not run at all.
     """
 
     tid: int
@@ -141,10 +141,12 @@ def thread_ids(tgid: int) -> list[int]:
 
 
 class SharingProcesses:
-    """Finds the processes that share an address space: vfork and CLONE_VM children and their parents.
+    """Finds the processes that share an address space: vfork and CLONE_VM children and their
+    parents.
 
-    They are not listed in /proc/PID/task. A process that was seen not to share stays so (it got a copy
-    at its birth, and nothing can join an address space later), so ``current`` asks only about new ones.
+    They are not listed in /proc/PID/task. A process that was seen not to share stays so (it got a
+    copy at its birth, and nothing can join an address space later), so ``current`` asks only about
+    new ones.
     """
 
     def __init__(self, pid: int) -> None:
@@ -174,8 +176,8 @@ class SharingProcesses:
             if error.errno == errno.ENOSYS:
                 raise Refused(
                     "kernel_unsupported",
-                    "the kernel lacks kcmp(2) (CONFIG_KCMP): processes that share the target's memory"
-                    " cannot be told",
+                    "the kernel lacks kcmp(2) (CONFIG_KCMP): which processes share the target's"
+                    " memory cannot be told",
                     pid=self._pid,
                 ) from error
             if error.errno in (errno.ESRCH, errno.EPERM, errno.EACCES):
@@ -200,8 +202,8 @@ def tasks_of(pids: Iterable[int]) -> tuple[Task, ...]:
 def list_tasks(pid: int) -> tuple[Task, ...]:
     """All tasks that share the address space of process ``pid`` and run user code.
 
-    That is /proc/PID/task and the vfork and CLONE_VM processes; not zombies, exiting tasks, io_uring's
-    workers. Raises Failed("target_exited") when there is none.
+    That is /proc/PID/task and the vfork and CLONE_VM processes; not zombies, exiting tasks,
+    io_uring's workers. Raises Failed("target_exited") when there is none.
     """
     tasks = tasks_of(SharingProcesses(pid).current())
     if not tasks:

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The vector state in a signal frame: an XSAVE image with the kernel's marks.
 
-The kernel loads the extended state from a frame only if its software-reserved bytes (offset 464 of the
-legacy area: magic, sizes, features) and the second magic behind the image fit, and if the size does not
-exceed what the *task* has (check_xstate_in_sigframe(), arch/x86/kernel/fpu/signal.c). A wrong size loses
-everything above SSE silently. The size of a task without AMX is taken from a frame the kernel makes for
-this process: offsets of features differ between processors, and only the kernel knows which it uses.
+The kernel loads the extended state from a frame only if its software-reserved bytes (offset 464 of
+the legacy area: magic, sizes, features) and the second magic behind the image fit, and if the size
+does not exceed what the *task* has (check_xstate_in_sigframe(), arch/x86/kernel/fpu/signal.c). A
+wrong size loses everything above SSE silently. The size of a task without AMX is taken from a frame
+the kernel makes for this process: offsets of features differ between processors, and only the
+kernel knows which it uses.
 """
 
 from __future__ import annotations
@@ -39,8 +40,9 @@ class XStateLayout:
 def signal_image(raw: bytes, layout: XStateLayout) -> bytes:
     """The image to put into a frame, from what PTRACE_GETREGSET gave.
 
-    ``raw`` may be longer than the task's own image (it has room for AMX); longer than the layout is used
-    only if a feature beyond the default ones is live. Raises ValueError on an image that is none.
+    ``raw`` may be longer than the task's own image (it has room for AMX); longer than the layout is
+    used only if a feature beyond the default ones is live. Raises ValueError on an image that is
+    none.
     """
     if len(raw) < _MINIMUM:
         raise ValueError(f"an XSAVE image of {len(raw)} bytes")
@@ -102,7 +104,7 @@ def layout_of_this_host() -> XStateLayout:
     if not found or found[0][0] != _MAGIC1 or found[0][2] < _MINIMUM:
         raise Refused(
             "kernel_unsupported",
-            "the processor or the kernel has no XSAVE: a thread's vector state cannot be restored by a"
-            " signal frame",
+            "the processor or the kernel has no XSAVE: a signal frame cannot restore a thread's"
+            " vector state",
         )
     return XStateLayout(size=found[0][2], features=found[0][1])

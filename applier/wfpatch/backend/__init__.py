@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What touches a process: the protocol every backend fulfils. The engine does not know which it drives."""
+"""What touches a process: the protocol that every backend fulfils; the engine knows no more."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class StopRecord:
 
 @dataclass(frozen=True)
 class Runner:
-    """The syscall runner in a region: code address, its size, address of the records, room for records."""
+    """A region's syscall runner: its code, its records, and for how many records there is room."""
 
     address: int
     size: int

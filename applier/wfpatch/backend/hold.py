@@ -7,7 +7,7 @@ import time
 from types import TracebackType
 
 from wfpatch.backend import StopRecord
-from wfpatch.backend.stops import OverdueTracees, Tracee, await_stops
+from wfpatch.backend.stops import InterruptedCalls, OverdueTracees, Tracee, await_stops
 from wfpatch.backend.undisturbed import Undisturbed
 from wfpatch.errors import Failed
 from wfpatch.memory import ProcessMemory
@@ -19,8 +19,8 @@ _GLANCE = 0.001
 def await_stoppable(tgid: int, tid: int, deadline_ns: int) -> bool:
     """Wait until a task is in no uninterruptible sleep; whether that came true in time.
 
-    A task in such a sleep (vfork's parent, a page being read) cannot stop, and one that was asked to
-    cannot be let go before it does. So it is not even asked.
+    A task in such a sleep (vfork's parent, a page being read) cannot stop, and one that was asked
+    to cannot be let go before it does. So it is not even asked.
     """
     while True:
         stat = read_stat(tgid, tid)
@@ -90,7 +90,9 @@ class Hold:
         purpose: str,
         timeout: float,
         stops: list[StopRecord],
+        interrupted: InterruptedCalls,
     ) -> None:
+        self._interrupted = interrupted
         self._pid = pid
         self._memory = memory
         self._overdue = overdue
@@ -121,7 +123,7 @@ class Hold:
             # Seize all before the first is stopped: that part costs the program nothing.
             batch = []
             for tgid, tid in new:
-                tracee = Tracee(tgid, tid, self._memory, self._overdue)
+                tracee = Tracee(tgid, tid, self._memory, self._overdue, self._interrupted)
                 try:
                     tracee.seize()
                 except Failed as error:
@@ -137,7 +139,8 @@ class Hold:
                 self._tracees.pop(tracee.tid, None)
             if running:
                 raise self._timed_out([tracee.tid for tracee in running])
-            # A stopped task gives birth to none: once a listing holds nobody unknown, it is complete.
+            # A stopped task gives birth to none: once a listing holds nobody unknown, it is
+            # complete.
             new = self._unknown()
             if new and time.perf_counter_ns() >= deadline:
                 raise self._timed_out([tid for _, tid in new])
@@ -155,8 +158,9 @@ class Hold:
     def _timed_out(self, tids: list[int]) -> Failed:
         return Failed(
             "hold_timeout",
-            f"process {self._pid}: {len(tids)} of its threads did not stop within {self._timeout:g} s"
-            f" ({', '.join(map(str, tids[:8]))}); all were let go, try again later",
+            f"process {self._pid}: {len(tids)} of its threads did not stop within"
+            f" {self._timeout:g} s ({', '.join(map(str, tids[:8]))}); all were let go,"
+            " try again later",
             pid=self._pid,
             tids=tids,
         )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Refusals before anything is written: processes that the ptrace backend cannot or must not touch."""
+"""Refusals before anything is written: what the ptrace backend cannot or must not touch."""
 
 from __future__ import annotations
 
@@ -64,7 +64,8 @@ def require_64bit(pid: int) -> None:
     if header[:4] != b"\x7fELF" or header[4] != _ELFCLASS64 or machine != _EM_X86_64:
         raise Refused(
             "not_64bit",
-            f"process {pid} is no 64-bit x86-64 process (ELF class {header[4:5].hex()}, machine {machine})",
+            f"process {pid} is no 64-bit x86-64 process (ELF class {header[4:5].hex()},"
+            f" machine {machine})",
             pid=pid,
         )
 

@@ -5,18 +5,19 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from wfpatch import injection, tasks
 from wfpatch.backend import Runner, StackBounds, StopRecord, preflight, ptrace_requests
 from wfpatch.backend.hold import Hold, Stop
-from wfpatch.backend.stops import OVERDUE, Tracee
-from wfpatch.errors import Failed, Refused, WfpatchError
-from wfpatch.injection import Injection, Planted, Unsuitable
+from wfpatch.backend.stops import OVERDUE, InterruptedCalls, Tracee
+from wfpatch.errors import Failed, Refused
+from wfpatch.injection import Injection, Planted
 from wfpatch.maps import MemoryMap
 from wfpatch.memory import ProcessMemory
 from wfpatch.seccomp import NO_SECCOMP, SeccompState
 from wfpatch.syscalls import (
+    NOT_REPORTED,
     PROT_EXEC,
     PROT_READ,
     PROT_WRITE,
@@ -32,7 +33,7 @@ from wfpatch.xstate import XStateLayout, layout_of_this_host
 VISIT_TIMEOUT = 0.25
 ATTEMPT_TIMEOUT = 1.0
 CALL_TIMEOUT = 10.0
-_QUICK_CHECKS = 0.02
+_QUESTIONS = 0.02  # how often a thread is asked whether it is through with its chain
 _MMAP_PROTECTIONS = (PROT_READ | PROT_WRITE, PROT_READ | PROT_EXEC)
 # What every apply injects: asked of the seccomp filters when the caller names nothing else.
 USUAL_CALLS = (
@@ -54,6 +55,7 @@ class PtraceSession:
         self.stack_bounds: StackBounds | None = None
         self._layout = layout
         self._code: injection.Code | None = None
+        self._interrupted = InterruptedCalls()
         self._owners: dict[int, int] = {}
         self._seccomp: dict[int, SeccompState] = {}
 
@@ -79,8 +81,9 @@ class PtraceSession:
     def check(self, calls: Sequence[SystemCall] = (), allow_init: bool = False) -> None:
         """Refuse a process that cannot be worked on, before anything is written.
 
-        Raises Refused: target_exited, kernel_thread, is_init, not_64bit, already_traced, shadow_stack,
-        no_permission, seccomp_forbids (no thread may make all of ``calls``), injection_impossible.
+        Raises Refused: target_exited, kernel_thread, is_init, not_64bit, already_traced,
+        shadow_stack, no_permission, seccomp_forbids (no thread may make all of ``calls``),
+        injection_impossible.
         """
         preflight.require_live_process(self.pid)
         preflight.require_not_init(self.pid, allow_init)
@@ -124,8 +127,8 @@ class PtraceSession:
                 raise Refused(
                     "no_permission",
                     f"the seccomp filter of thread {tid} of process {self.pid} cannot be read"
-                    f" ({errno.errorcode.get(error.errno or 0)}): CAP_SYS_ADMIN is needed, and an applier"
-                    " without a filter of its own",
+                    f" ({errno.errorcode.get(error.errno or 0)}): CAP_SYS_ADMIN is needed, and an"
+                    " applier without a filter of its own",
                     pid=self.pid,
                     tid=tid,
                 ) from error
@@ -144,8 +147,8 @@ class PtraceSession:
         call, verdict = found
         return Refused(
             "seccomp_forbids",
-            f"the seccomp filter of thread {tid} of process {self.pid} answers {call.name} with {verdict};"
-            " allow it (systemd: SystemCallFilter=) and restart the service once",
+            f"the seccomp filter of thread {tid} of process {self.pid} answers {call.name} with"
+            f" {verdict}; allow it (systemd: SystemCallFilter=) and restart the service once",
             pid=self.pid,
             tid=tid,
             call=call.name,
@@ -159,7 +162,7 @@ class PtraceSession:
 
         Raises Failed: thread_unstoppable (after VISIT_TIMEOUT), thread_gone, already_traced.
         """
-        tracee = Tracee(self._owner(tid), tid, self.memory, OVERDUE)
+        tracee = Tracee(self._owner(tid), tid, self.memory, OVERDUE, self._interrupted)
         return Stop(tracee, purpose, VISIT_TIMEOUT, self.stops)
 
     def hold_all(self, purpose: str, timeout: float) -> Hold:
@@ -167,7 +170,7 @@ class PtraceSession:
 
         Raises Failed("hold_timeout") when one does not stop in time; all have been let go then.
         """
-        return Hold(self.pid, self.memory, OVERDUE, purpose, timeout, self.stops)
+        return Hold(self.pid, self.memory, OVERDUE, purpose, timeout, self.stops, self._interrupted)
 
     # Calling
 
@@ -184,9 +187,9 @@ class PtraceSession:
     ) -> list[int]:
         """Run system calls in the process; returns their raw results.
 
-        Without a runner: a few calls that the memory map shows the outcome of (mmap, munmap, mprotect,
-        mremap). A call that failed has the result -1 then, its errno unknown; the ones after it have run
-        nevertheless. With one: any calls, raw results.
+        Without a runner: a few calls that the memory map shows the outcome of (mmap, munmap,
+        mprotect, mremap). A call that failed has the result NOT_REPORTED then; the ones
+        after it have run nevertheless. With one: any calls, raw results.
         Raises Failed: injection_timeout (the calls may still happen later, if a thread is kept from
         running), target_exited, target_changed; Refused("seccomp_forbids").
         """
@@ -203,55 +206,73 @@ class PtraceSession:
         return results
 
     def _call_by_chain(self, calls: Sequence[SystemCall], deadline: float) -> list[int]:
-        plan = Injection(self._find_code(), self._layout, self.memory_map(), calls, None)
-        tried: list[Unsuitable] = []
+        before = self.memory_map()
+        for call in calls:
+            injection.outcome(call, before)
+        tried: dict[int, str] = {}
         while True:
-            for candidate in self._candidates(calls):
-                planted = self._plant(plan, candidate)
-                if isinstance(planted, Unsuitable):
-                    tried.append(planted)
-                    continue
+            for planted in self._planting(calls, None, tried):
                 results = self._await_chain(planted, calls, deadline)
                 if results is not None:
                     return results
-                tried.append(Unsuitable(planted.tid, "did not run the calls in time"))
+                # Another thread may try too: each of these calls is harmless the second time.
+                tried[planted.tid] = "did not run the calls in time"
                 if time.monotonic() >= deadline:
-                    raise self._timed_out(tried)
+                    break
             if not injection.poll(deadline):
                 raise self._timed_out(tried)
-            # A stack may have grown, a thread may have come.
-            plan = Injection(self._find_code(), self._layout, self.memory_map(), calls, None)
 
-    def _candidates(self, calls: Sequence[SystemCall]) -> list[Look]:
+    def _planting(
+        self, calls: Sequence[SystemCall], runner: Runner | None, tried: dict[int, str]
+    ) -> Iterator[Planted]:
+        """Give the calls to one thread after the other, best first, as long as the caller asks.
+
+        ``tried`` takes why the others were not used. The map is read after the looks: the stack of
+        a sleeper that was looked at is then what the map says.
+        """
+        candidates = self._candidates(calls, tried)
+        if not candidates:
+            return
+        plan = Injection(
+            self._find_code(), self._layout, self.memory_map(), calls, runner, self.stack_bounds
+        )
+        for candidate in candidates:
+            try:
+                with self.visit(candidate.tid, "inject") as tracee:
+                    planted = plan.plant(tracee, candidate)
+            except Failed as error:
+                if error.reason not in ("thread_gone", "thread_unstoppable", "memory_unreadable"):
+                    raise
+                tried[candidate.tid] = error.message
+                continue
+            if isinstance(planted, Planted):
+                yield planted
+            else:
+                tried[planted.tid] = planted.why
+
+    def _candidates(self, calls: Sequence[SystemCall], tried: dict[int, str]) -> list[Look]:
         ranked: list[tuple[int, int, Look]] = []
-        refusal: WfpatchError | None = None
+        forbidden: Refused | None = None
+        others = False
         for task in self.tasks():
             seen = self.look(task.tid)
-            value = injection.rank(seen) if seen is not None else None
-            if seen is None or value is None:
+            if seen is None:
+                continue
+            why = injection.unusable(seen)
+            if why is not None:
+                tried[task.tid] = why
+                others = True
                 continue
             refused = self._forbidden(task.tid, calls)
             if refused is not None:
-                refusal = refused
+                tried[task.tid] = refused.message
+                forbidden = refused
                 continue
-            ranked.append((value, task.tid, seen))
-        if not ranked and refusal is not None and refusal.reason == "seccomp_forbids":
-            raise refusal
+            ranked.append((injection.rank(seen), task.tid, seen))
+        if forbidden is not None and not ranked and not others:
+            raise forbidden
         ranked.sort(key=lambda entry: entry[:2])
         return [seen for _, _, seen in ranked]
-
-    def _plant(self, plan: Injection, candidate: Look) -> Planted | Unsuitable:
-        tid = candidate.tid
-        bounds = None
-        if self.stack_bounds is not None:
-            bounds = self.stack_bounds(tid, 0)
-        try:
-            with self.visit(tid, "inject") as tracee:
-                return plan.plant(tracee, candidate, bounds)
-        except Failed as error:
-            if error.reason in ("thread_gone", "thread_unstoppable"):
-                return Unsuitable(tid, error.message)
-            raise
 
     def _await_chain(
         self, planted: Planted, calls: Sequence[SystemCall], deadline: float
@@ -259,12 +280,18 @@ class PtraceSession:
         """The results once they show; None when the thread was kept from running."""
         begun = time.monotonic()
         attempt = min(deadline, begun + ATTEMPT_TIMEOUT)
+        question = begun + _QUESTIONS
         while True:
             results = self._outcomes(calls)
             if None not in results:
                 return [result for result in results if result is not None]
-            if time.monotonic() - begun > _QUICK_CHECKS and self._left_chain(planted):
-                return [-1 if result is None else result for result in self._outcomes(calls)]
+            now = time.monotonic()
+            if now > question and self._left_chain(planted):
+                return [
+                    NOT_REPORTED if result is None else result for result in self._outcomes(calls)
+                ]
+            if now > question:
+                question = now + _QUESTIONS
             if not injection.poll(attempt):
                 return None
 
@@ -294,34 +321,31 @@ class PtraceSession:
         records = injection.encode_records(calls)
         self.memory.write(runner.records, records)
         last = runner.records + len(records) - 8
-        plan = Injection(self._find_code(), self._layout, self.memory_map(), calls, runner)
-        tried: list[Unsuitable] = []
+        tried: dict[int, str] = {}
         while True:
-            for candidate in self._candidates(calls):
-                planted = self._plant(plan, candidate)
-                if isinstance(planted, Unsuitable):
-                    tried.append(planted)
-                    continue
+            for planted in self._planting(calls, runner, tried):
                 # It has the batch now: nobody else may get it, whatever happens.
                 while self.memory.read_u64(last) != injection.DONE:
                     if not injection.poll(deadline):
-                        tried.append(Unsuitable(planted.tid, "did not run the calls in time"))
+                        tried[planted.tid] = "did not run the calls in time"
                         raise self._timed_out(tried)
                 return injection.read_results(self.memory, runner, len(calls))
             if not injection.poll(deadline):
                 raise self._timed_out(tried)
-            plan = Injection(self._find_code(), self._layout, self.memory_map(), calls, runner)
 
     def _await_earlier_batch(self, runner: Runner, deadline: float) -> None:
-        """Wait for a batch that a killed applier has left with a thread; forget one that nobody has."""
+        """Wait for a batch that a killed applier left with a thread; forget one nobody has."""
+        if not self._unfinished(runner):
+            return
         while self._unfinished(runner) and self._in_flight(runner):
             if not injection.poll(deadline):
                 raise Failed(
                     "injection_timeout",
-                    f"process {self.pid}: a thread has not finished an earlier batch of system calls yet;"
-                    " try again later",
+                    f"process {self.pid}: a thread has not finished an earlier batch of system calls"
+                    " yet; try again later",
                     pid=self.pid,
                 )
+        self.memory.write(runner.records, bytes(runner.capacity * injection.RECORD.size))
 
     def _unfinished(self, runner: Runner) -> bool:
         size = injection.RECORD.size
@@ -354,23 +378,18 @@ class PtraceSession:
                 return True
             if stack is not None and stack.readable:
                 base = rsp & -8
-                data = self.memory.read(base, stack.end - base)
-                # The runner is no stack's neighbour: its upper five bytes are rare in data.
-                for address in span:
-                    at = data.find(address.to_bytes(8, "little"))
-                    if at >= 0:
-                        return True
+                if injection.in_flight_words(self.memory.read(base, stack.end - base), span):
+                    return True
         return False
 
-    def _timed_out(self, tried: Sequence[Unsuitable]) -> Failed:
-        reasons = {entry.tid: entry.why for entry in tried}
-        text = "; ".join(f"{tid}: {why}" for tid, why in list(reasons.items())[:8])
+    def _timed_out(self, tried: dict[int, str]) -> Failed:
+        text = "; ".join(f"{tid}: {why}" for tid, why in list(tried.items())[:8])
         return Failed(
             "injection_timeout",
             f"process {self.pid}: no thread could run the system calls in time"
             f" ({text or 'none is in a usable state'}); try again later",
             pid=self.pid,
-            tids=list(reasons),
+            tids=list(tried),
         )
 
     def close(self) -> None:

@@ -2,8 +2,9 @@
 """The ptrace requests the applier makes, each as one typed function.
 
 Never used, because each is deadly or leaves a process stopped when the tracer dies (MECHANISM.md):
-ATTACH, SINGLESTEP, O_EXITKILL, debug registers, O_SUSPEND_SECCOMP. SEIZE is made without options: with
-none, the tracer's death simply detaches. Numbers: include/uapi/linux/ptrace.h, arch/x86's ptrace-abi.h.
+ATTACH, SINGLESTEP, SYSCALL, O_EXITKILL, debug registers, O_SUSPEND_SECCOMP. SEIZE is made without
+options: with none, the tracer's death simply detaches. Numbers: include/uapi/linux/ptrace.h,
+arch/x86's ptrace-abi.h.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ CONT = 7
 GETREGS = 12
 SETREGS = 13
 DETACH = 17
-SYSCALL = 24
 GETREGSET = 0x4204
 SEIZE = 0x4206
 INTERRUPT = 0x4207
@@ -42,16 +42,17 @@ _ptrace.restype = ctypes.c_long
 _ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
 
 
+_REGISTERS = (
+    *("r15", "r14", "r13", "r12", "rbp", "rbx", "r11", "r10", "r9", "r8", "rax", "rcx", "rdx"),
+    *("rsi", "rdi", "orig_rax", "rip", "cs", "eflags", "rsp", "ss", "fs_base", "gs_base"),
+    *("ds", "es", "fs", "gs"),
+)
+
+
 class UserRegisters(ctypes.Structure):
     """struct user_regs_struct of x86-64."""
 
-    _fields_ = [
-        (name, ctypes.c_uint64)
-        for name in (
-            "r15 r14 r13 r12 rbp rbx r11 r10 r9 r8 rax rcx rdx rsi rdi orig_rax rip cs eflags rsp ss"
-            " fs_base gs_base ds es fs gs"
-        ).split()
-    ]
+    _fields_ = [(name, ctypes.c_uint64) for name in _REGISTERS]
     r15: int
     r14: int
     r13: int
@@ -130,11 +131,6 @@ def cont(tid: int, signal: int) -> None:
     _request("CONT", CONT, tid, 0, signal)
 
 
-def cont_to_system_call(tid: int, signal: int) -> None:
-    """Let a stopped task run to its next system call's entry or exit."""
-    _request("SYSCALL", SYSCALL, tid, 0, signal)
-
-
 def detach(tid: int, signal: int = 0) -> None:
     """Let a stopped task run, untraced."""
     _request("DETACH", DETACH, tid, 0, signal)
@@ -183,25 +179,31 @@ def get_xstate(tid: int) -> bytes:
     return ctypes.string_at(buffer, vector.length)
 
 
-def pending_signals(tid: int, shared: bool, limit: int = 64) -> int:
-    """The signals queued for a task (or, ``shared``, for its process) as a bit mask (bit 0: signal 1)."""
-    buffer = ctypes.create_string_buffer(limit * _SIGINFO_SIZE)
-    wanted = _PeekSiginfo(0, _PEEKSIGINFO_SHARED if shared else 0, limit)
-    count = _request(
-        "PEEKSIGINFO", PEEKSIGINFO, tid, ctypes.addressof(wanted), ctypes.addressof(buffer)
-    )
+_siginfo = ctypes.create_string_buffer(64 * _SIGINFO_SIZE)
+_siginfo_address = ctypes.addressof(_siginfo)
+
+
+def pending_signals(tid: int, shared: bool) -> int:
+    """Signals queued for a task (or, ``shared``, its process) as a bit mask (bit 0: signal 1).
+
+    At most the first 64 in the queue.
+    """
+    wanted = _PeekSiginfo(0, _PEEKSIGINFO_SHARED if shared else 0, 64)
+    count = _request("PEEKSIGINFO", PEEKSIGINFO, tid, ctypes.addressof(wanted), _siginfo_address)
     mask = 0
     for index in range(count):
-        number = ctypes.c_int32.from_buffer(buffer, index * _SIGINFO_SIZE).value
+        number = ctypes.c_int32.from_buffer(_siginfo, index * _SIGINFO_SIZE).value
         if 1 <= number <= 64:
             mask |= 1 << (number - 1)
     return mask
 
 
 def get_seccomp_filter(tid: int, index: int) -> bytes | None:
-    """The ``index``-th seccomp filter (0: the oldest) as an array of 8-byte sock_filter; None past the last.
+    """The ``index``-th seccomp filter (0: the oldest) as an array of 8-byte sock_filter; None past
+    the last.
 
-    Raises OSError: EACCES without CAP_SYS_ADMIN, EINVAL outside filter mode, EIO without kernel support.
+    Raises OSError: EACCES without CAP_SYS_ADMIN, EINVAL outside filter mode, EIO without kernel
+    support.
     """
     try:
         count = _request("SECCOMP_GET_FILTER", SECCOMP_GET_FILTER, tid, index, 0)

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The gate through which everything passes that changes a process: ptrace requests and memory writes.
+"""The gate through which everything passes that changes a process: ptrace requests and memory
+writes.
 
-It exists so that "kill the applier at every step" can be tested exhaustively: the steps of a run are
-enumerated here, and a new request cannot be forgotten, because a test proves that nothing else calls
-ptrace or writes memory. Environment, read once at start:
+It exists so that "kill the applier at every step" can be tested exhaustively: the steps of a run
+are enumerated here, and a new request cannot be forgotten, because a test proves that nothing else
+calls ptrace or writes memory. Environment, read once at start:
 
 WFPATCH_STEPS=<file>   append each step's number and name to the file
 WFPATCH_KILL_AT=<n>    SIGKILL this process right before the n-th step (from 1)

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Stopping one task and letting it go, so that its program notices nothing.
 
-A tracee is seized (not stopped), interrupted, awaited with a deadline, and detached. What can come in
-between: signals on their way (passed on), the task's end (reaped: an exec or exit of its process waits
-for that), a group stop (left in force), and a task that does not stop at all, such as the parent of a
-vfork. Nothing can detach a task that runs, so such a one is remembered as overdue and detached at the
-moment it stops, by SIGCHLD.
+A tracee is seized (not stopped), interrupted, awaited with a deadline, and detached. What can come
+in between: signals on their way (passed on), the task's end (reaped: an exec or exit of its process
+waits for that), a group stop (left in force), and a task that does not stop at all, such as the
+parent of a vfork. Nothing can detach a task that runs, so such a one is remembered as overdue and
+detached at the moment it stops, by SIGCHLD.
 """
 
 from __future__ import annotations
@@ -15,13 +15,19 @@ import os
 import signal
 import threading
 import time
+from contextlib import suppress
 from types import FrameType
 
 from wfpatch.backend import ptrace_requests
 from wfpatch.backend.ptrace_requests import UserRegisters
 from wfpatch.errors import Failed, WfpatchError
 from wfpatch.memory import ProcessMemory
-from wfpatch.syscalls import RETURNS_EINTR_ON_STOP
+from wfpatch.syscalls import (
+    NR_POLL,
+    NR_RESTART_SYSCALL,
+    RESTARTED_BY_BLOCK,
+    RETURNS_EINTR_ON_STOP,
+)
 from wfpatch.tasks import read_stat, read_status
 
 _WALL = 0x40000000  # __WALL: threads too
@@ -29,8 +35,9 @@ _WAIT = os.WNOHANG | _WALL
 _CHILD = frozenset({signal.SIGCHLD})
 _SLICE_NS = 2_000_000  # a wake-up may get lost to another thread of ours: look again this often
 
-RESTART_CODES = frozenset({-512, -513, -514, -516})  # include/linux/errno.h: ERESTART*
-_STOP_OR_IGNORED_BY_DEFAULT = sum(
+RESTART_BLOCK = -516  # include/linux/errno.h: ERESTART_RESTARTBLOCK
+RESTART_CODES = frozenset({-512, -513, -514, RESTART_BLOCK})
+_IGNORED_BY_DEFAULT = sum(
     1 << (number - 1) for number in (signal.SIGCHLD, signal.SIGCONT, signal.SIGURG, signal.SIGWINCH)
 )
 
@@ -49,12 +56,60 @@ def deliverable_signal_pending(tgid: int, tid: int) -> bool:
     ignored = int(status["SigIgn"], 16)
     caught = int(status["SigCgt"], 16)
     # While a task is traced, ignored signals are queued too; they are dropped on the way out.
-    dropped = ignored | (_STOP_OR_IGNORED_BY_DEFAULT & ~caught)
+    dropped = ignored | (_IGNORED_BY_DEFAULT & ~caught)
     return bool(pending & ~blocked & ~dropped)
 
 
+def interrupted_by_stop(registers: UserRegisters) -> bool:
+    """Whether the kernel, left to itself, would show the program or a later stop that there was
+    one.
+
+    Calls of RETURNS_EINTR_ON_STOP return EINTR. An endless poll(2) is restarted as restart_syscall,
+    whose own number is lost (no call can be injected then); issued again it is the same poll. Calls
+    with a time limit are left to the kernel, which restarts them for the time that remains.
+    """
+    number, result = registers.system_call, registers.result
+    if result == -errno.EINTR:
+        return number in RETURNS_EINTR_ON_STOP
+    return result == RESTART_BLOCK and number == NR_POLL and bool(registers.rdx & 0x80000000)
+
+
+class InterruptedCalls:
+    """Which calls with a time limit our stops have made restart_syscall of, by thread.
+
+    The kernel keeps such a call to itself from then on: a later stop finds only the number of
+    restart_syscall, which cannot be issued again after a signal frame (the kernel forgets the call
+    at rt_sigreturn, and it returns EINTR). With its own number the call itself can be.
+    """
+
+    def __init__(self) -> None:
+        self._calls: dict[int, UserRegisters] = {}
+
+    def note(self, tid: int, registers: UserRegisters) -> None:
+        """Remember the call a stopped thread is in, if it is one of these."""
+        if registers.result == RESTART_BLOCK and registers.system_call != NR_RESTART_SYSCALL:
+            self._calls[tid] = registers.copy()
+
+    def number(self, tid: int, registers: UserRegisters, before: bytes) -> int | None:
+        """The number of the call that a thread in restart_syscall was in; None when unknown.
+
+        Known from an earlier stop at the same place with the same arguments; or from the code,
+        ``before`` being the 7 bytes before rip, if they are ``mov $number, %eax; syscall``.
+        """
+        known = self._calls.get(tid)
+        if known is not None and all(
+            getattr(known, name) == getattr(registers, name)
+            for name in ("rip", "rsp", "rbp", "rdi", "rsi", "rdx", "r10", "r8")
+        ):
+            return known.system_call
+        if len(before) == 7 and before[0] == 0xB8 and before[5:] == b"\x0f\x05":
+            number = int.from_bytes(before[1:5], "little")
+            return number if number in RESTARTED_BY_BLOCK else None
+        return None
+
+
 class Tracee:
-    """One task under this thread's ptrace, and, while it is stopped, the Visit of the backend protocol."""
+    """One task under this thread's ptrace and, while it is stopped, the protocol's Visit."""
 
     __slots__ = (
         "_overdue",
@@ -62,6 +117,7 @@ class Tracee:
         "changed",
         "group_stopped",
         "injected",
+        "interrupted",
         "interrupted_at",
         "memory",
         "stopped",
@@ -70,7 +126,15 @@ class Tracee:
         "traced",
     )
 
-    def __init__(self, tgid: int, tid: int, memory: ProcessMemory, overdue: OverdueTracees) -> None:
+    def __init__(
+        self,
+        tgid: int,
+        tid: int,
+        memory: ProcessMemory,
+        overdue: OverdueTracees,
+        interrupted: InterruptedCalls,
+    ) -> None:
+        self.interrupted = interrupted
         self.tgid = tgid
         self.tid = tid
         self.memory = memory
@@ -141,10 +205,14 @@ class Tracee:
             try:
                 pid, status = os.waitpid(self.tid, _WAIT)
             except ChildProcessError:
-                # Gone without a trace: ended, or it executed a program and took its leader's id over.
+                # Gone without a trace: ended, or it executed a program and took its leader's id
+                # over.
                 self.traced = False
                 if self.tid != self.tgid:
-                    self._overdue.add(Tracee(self.tgid, self.tgid, self.memory, self._overdue))
+                    leader = Tracee(
+                        self.tgid, self.tgid, self.memory, self._overdue, self.interrupted
+                    )
+                    self._overdue.add(leader)
                 raise self.gone() from None
             if pid == 0:
                 return False
@@ -183,15 +251,16 @@ class Tracee:
     def set_registers(self) -> None:
         """Make ``registers`` the thread's registers.
 
-        A thread may be stopped behind a system call that the kernel is about to restart: it then steps
-        two bytes back from whatever rip says, so a moved rip must lie behind a ``syscall`` as well.
+        A thread may be stopped behind a system call that the kernel is about to restart: it then
+        steps two bytes back from whatever rip says, so a moved rip must lie behind a ``syscall`` as
+        well.
         """
         self.require_same_memory()
         ptrace_requests.set_registers(self.tid, self.registers)
         self.changed = True
 
     def set_gs_base(self, value: int) -> None:
-        """Set the GS base. Raises Failed("thread_unstoppable") when it does not read back as set."""
+        """Set the GS base. Raises Failed("applier_failed") when it does not read back as set."""
         self.require_same_memory()
         ptrace_requests.poke_gs_base(self.tid, value)
         self.registers.gs_base = value
@@ -199,8 +268,8 @@ class Tracee:
         if found != value:
             raise Failed(
                 "applier_failed",
-                f"thread {self.tid} of process {self.tgid}: GS base reads {found:#x} after {value:#x}"
-                " was set",
+                f"thread {self.tid} of process {self.tgid}: GS base reads {found:#x} after"
+                f" {value:#x} was set",
                 pid=self.tgid,
                 tid=self.tid,
             )
@@ -231,13 +300,15 @@ class Tracee:
     # From stopped to running
 
     def release(self) -> int:
-        """Let the task go; how long it was under way, in microseconds. Never raises for a task that ended."""
+        """Let the task go; returns the microseconds since it was asked to stop.
+
+        A task that has ended meanwhile is no error.
+        """
         if self.traced:
             if self.stopped:
-                try:
+                with suppress(OSError, WfpatchError):  # killed meanwhile
                     self._undo_eintr()
-                except (OSError, WfpatchError):
-                    pass  # killed meanwhile
+                    self.interrupted.note(self.tid, self.registers)
                 self.detach()
             else:
                 self._overdue.add(self)
@@ -256,18 +327,19 @@ class Tracee:
         self.traced = self.stopped = False
 
     def _undo_eintr(self) -> None:
-        """Run a call again that returned EINTR only because of the stop."""
-        if self.injected:
+        """Run a call again that would return EINTR, or lose its number, because of the stop."""
+        if self.injected or self.group_stopped:
             return
         registers = self.registers
-        if (
-            registers.result == -errno.EINTR
-            and registers.system_call in RETURNS_EINTR_ON_STOP
-            and not self.group_stopped
-            and not deliverable_signal_pending(self.tgid, self.tid)
-        ):
-            self.restart_system_call(registers)
-            ptrace_requests.set_registers(self.tid, registers)
+        if not interrupted_by_stop(registers) or deliverable_signal_pending(self.tgid, self.tid):
+            return
+        before = registers.copy()
+        self.restart_system_call(registers)
+        ptrace_requests.set_registers(self.tid, registers)
+        # A signal that came in between has a handler to run, after which the program is told EINTR:
+        # one that waits for just that (ppoll, epoll_pwait) must not sleep again.
+        if deliverable_signal_pending(self.tgid, self.tid):
+            ptrace_requests.set_registers(self.tid, before)
 
     @staticmethod
     def restart_system_call(registers: UserRegisters) -> None:
@@ -280,8 +352,8 @@ class Tracee:
 class OverdueTracees:
     """Tracees that did not stop in time, or ended unreaped: each is dealt with when it reports.
 
-    Only the thread that seized a task may detach it, and Python runs signal handlers in the main thread
-    only. A session that is used from another thread must therefore end that thread after
+    Only the thread that seized a task may detach it, and Python runs signal handlers in the main
+    thread only. A session that is used from another thread must therefore end that thread after
     Failed("thread_unstoppable"): the kernel then detaches by itself.
     """
 
@@ -337,21 +409,28 @@ def await_stops(
     Returns (ended, still running). The caller has SIGCHLD blocked (Undisturbed).
     """
     ended: list[Tracee] = []
-    waiting = tracees
-    while True:
-        still = []
-        for tracee in waiting:
-            try:
-                if not tracee.poll():
-                    still.append(tracee)
-            except Failed:
-                ended.append(tracee)
-        waiting = still
-        if not waiting:
-            return ended, waiting
+    # They stop about in the order in which they were asked: only the first that has not is asked
+    # again at each wake-up.
+    waiting = tracees[::-1]
+    while waiting:
+        try:
+            if waiting[-1].poll():
+                waiting.pop()
+                continue
+        except Failed:
+            ended.append(waiting.pop())
+            continue
         left = deadline_ns - time.perf_counter_ns()
         if left <= 0:
-            return ended, waiting
+            break
         signal.sigtimedwait(_CHILD, min(left, _SLICE_NS) / 1e9)
         if len(overdue):
             overdue.settle()
+    running = []
+    for tracee in waiting:
+        try:
+            if not tracee.poll():
+                running.append(tracee)
+        except Failed:
+            ended.append(tracee)
+    return ended, running

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Making the applier quick while a thread is stopped.
 
-A stopped thread waits for Python. On a saturated processor a normal process may wait for its turn for
-258 ms (FACTS.md, A), so the tracer is SCHED_FIFO meanwhile; the garbage collector is off; and signals
-whose Python handlers might raise between two requests are blocked. SIGCHLD is blocked as well, because
-stops.py waits for it with sigtimedwait(2).
+A stopped thread waits for Python. On a saturated processor a normal process may wait for its turn
+for 258 ms (FACTS.md, A), so the tracer is SCHED_FIFO meanwhile; the garbage collector is off; and
+signals whose Python handlers might raise between two requests are blocked. SIGCHLD is blocked as
+well, because stops.py waits for it with sigtimedwait(2).
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ class Undisturbed:
             try:
                 os.sched_setscheduler(0, os.SCHED_FIFO, _PRIORITY)
             except OSError:
-                # Not permitted (no CAP_SYS_NICE, a cgroup without real-time share): slower, still right.
+                # Not permitted (no CAP_SYS_NICE, a cgroup without real-time share): slower, still
+                # right.
                 self._policy = -1
         return self
 
