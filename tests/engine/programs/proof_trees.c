@@ -59,10 +59,13 @@ struct worker {
 	int scripted;
 	int running;
 	int alive;
-	int alternate_in_stack;
+	int alternate;		/* where its alternate stack is: enum place */
 	char script[SCRIPT];
 	int start[2];
 };
+
+/* In the heap; in the thread's own stack, above its frames; there, with SS_AUTODISARM. */
+enum place { HEAP, IN_STACK, IN_STACK_DISARMING, PLACES };
 
 static struct shared *shared;
 static struct worker workers[MAX_THREADS];
@@ -260,6 +263,24 @@ __attribute__((noipa)) static void with_unwritten_frame(struct tree *t, const ch
 	__asm__ volatile("" : : "r"(frame) : "memory");
 }
 
+/* It has no entry in .eh_frame and keeps no frame pointer. */
+void without_unwind_table(struct tree *t, const char **pc) __asm__("without_unwind_table");
+void script_from_assembly(struct tree *t, const char **pc) __asm__("script_from_assembly");
+
+void script_from_assembly(struct tree *t, const char **pc)
+{
+	rt_script(t, pc);
+}
+
+__asm__(".text\n"
+	".type without_unwind_table, @function\n"
+	"without_unwind_table:\n"
+	"	sub $0x1008, %rsp\n"
+	"	call script_from_assembly\n"
+	"	add $0x1008, %rsp\n"
+	"	ret\n"
+	".size without_unwind_table, . - without_unwind_table\n");
+
 static void run_handler(int number)
 {
 	struct tree *t = own_tree;
@@ -290,18 +311,6 @@ static void raise_here(struct tree *t, const char **pc, int number)
 	handler_script = pc;
 	raise(number);
 	handler_script = NULL;
-}
-
-static void raise_on_disarming_stack(struct tree *t, const char **pc)
-{
-	char here[ALTERNATE];
-	stack_t former, alternate = { .ss_sp = here, .ss_size = sizeof(here),
-				      .ss_flags = (int)(1U << 31) };
-
-	if (sigaltstack(&alternate, &former))
-		fail("sigaltstack");
-	raise_here(t, pc, SIGUSR2);
-	sigaltstack(&former, NULL);
 }
 
 static void forked(struct tree *t, const char **pc)
@@ -461,7 +470,7 @@ void rt_outside(struct tree *t, const char **pc, int op)
 	case 'w': moment_in_futex(); break;
 	case 's': raise_here(t, pc, SIGUSR1); break;
 	case 'a': raise_here(t, pc, SIGUSR2); break;
-	case 'A': raise_on_disarming_stack(t, pc); break;
+	case 'u': without_unwind_table(t, pc); break;
 	case '1': forked(t, pc); break;
 	case '2': vforked(t, pc); break;
 	case '4': beget(t); break;
@@ -495,9 +504,9 @@ static void random_script(struct tree *t, char *script)
 	script[position] = 0;
 }
 
-static void set_alternate_stack(void *at, size_t size)
+static void set_alternate_stack(void *at, size_t size, int flags)
 {
-	stack_t stack = { .ss_sp = at, .ss_size = size };
+	stack_t stack = { .ss_sp = at, .ss_size = size, .ss_flags = flags };
 
 	if (sigaltstack(&stack, NULL))
 		fail("sigaltstack");
@@ -547,14 +556,13 @@ static void *work(void *argument)
 {
 	struct worker *w = argument;
 	char in_stack[ALTERNATE];
-	void *heap = NULL;
+	int disarming = (int)(1U << 31);	/* SS_AUTODISARM */
 
-	if (w->alternate_in_stack) {
-		set_alternate_stack(in_stack, sizeof(in_stack));
-	} else {
-		heap = malloc(ALTERNATE);
-		set_alternate_stack(heap, ALTERNATE);
-	}
+	if (w->alternate == HEAP)
+		set_alternate_stack(malloc(ALTERNATE), ALTERNATE, 0);
+	else
+		set_alternate_stack(in_stack, sizeof(in_stack),
+				    w->alternate == IN_STACK ? 0 : disarming);
 	w->tree.tid = (int)syscall(SYS_gettid);
 	own_tree = &w->tree;
 	__atomic_store_n(&w->alive, 1, __ATOMIC_RELEASE);
@@ -631,10 +639,7 @@ static void catch_signal(int number, int flags)
 {
 	struct sigaction action = { .sa_handler = run_handler, .sa_flags = SA_RESTART | flags };
 
-	sigemptyset(&action.sa_mask);
-	sigaddset(&action.sa_mask, SIGUSR1);
-	sigaddset(&action.sa_mask, SIGUSR2);
-	sigaddset(&action.sa_mask, SIGALRM);
+	sigemptyset(&action.sa_mask);	/* the one may interrupt the other's handler */
 	sigaction(number, &action, NULL);
 }
 
@@ -777,7 +782,8 @@ int main(int argc, char **argv)
 		struct worker *w = &workers[i];
 
 		w->scripted = i >= random_threads;
-		w->alternate_in_stack = i & 1;
+		/* scripted: the first in the heap, the second in its stack, the third disarming ... */
+		w->alternate = w->scripted ? (i - random_threads) % PLACES : i & 1;
 		w->tree.random = 88172645463325252UL + i * 7919;
 		w->tree.traced = w->scripted;
 		strcpy(w->tree.child_script, "fg..k.g.");
