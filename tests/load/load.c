@@ -298,7 +298,7 @@ static void complete(struct connection *connection)
 		histogram_add(&phase->latency, time - first->due);
 		histogram_add(&phase->service, time - first->sent);
 		/* A silence belongs to the phase in which it ends. */
-		if (last_answer && time - last_answer > phases[phase_now]->longest_silence)
+		if (time - last_answer > phases[phase_now]->longest_silence)
 			phases[phase_now]->longest_silence = time - last_answer;
 		last_answer = time;
 		connection->queue_begin = (connection->queue_begin + 1) % connection->queue_room;
@@ -678,7 +678,7 @@ int main(int argc, char **argv)
 		if (!open_connection(&connections[i]))
 			err(2, "%s:%d", options.host, ntohs(options.address.sin_port));
 	}
-	began = now();
+	began = last_answer = now();
 	run(timer, control, signals);
 	if (options.control)
 		unlink(options.control);

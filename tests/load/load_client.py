@@ -143,7 +143,7 @@ def _wait_for_answers(client: LoadClient, timeout: float = 20) -> None:
         if client.process.poll() is not None:
             raise LoadError(f"the load ended at once: {client.process.communicate()[1]}")
         try:
-            if client.control.exists() and client.verdict_so_far()["requests"]:
+            if client.control.exists() and client.verdict_so_far()["answered"]:
                 return
         except LoadError:
             if time.monotonic() > until:
