@@ -294,13 +294,12 @@ def _by_short_jump(site: EntrySite, padding: Mapping[int, bytes]) -> Iterator[Ar
 def _punned_distances(fixed: int, free: int) -> Iterator[int]:
     """Signed distances whose low ``free`` bytes are ours to choose, the rest being ``fixed``.
 
-    A few hundred, spread over the span: what is sought is one free place.
+    Spread over the span, which is a page or two, 17 pages or 16 MiB: one free place is sought.
     """
     span = 1 << 8 * free
-    step = max(1, span // 256)
+    step = (1, 8, PAGE + 64, 1 << 18)[free]
     for low in range(0, span, step):
-        # Not page-aligned values only: the landing must not begin where others tend to.
-        value = fixed << 8 * free | (low + (step // 3 if step > 1 else 0)) % span
+        value = fixed << 8 * free | low
         yield value - (1 << 32) if value >= 1 << 31 else value
 
 
@@ -435,6 +434,11 @@ def plan_arming(
         stores=tuple(entry.writes[0] for entry in entries if entry.way == "byte"),
         holds=tuple(entry.writes[0] for entry in entries if entry.way == "hold"),
     )
+
+
+def page_swaps(entries: Sequence[ArmedEntry], scratch: int) -> tuple[PageSwap, ...]:
+    """The swaps that arm those of ``entries`` that go that way, from ``scratch`` on."""
+    return _swaps([entry.writes for entry in entries if entry.way == "swap"], scratch)[0]
 
 
 def _swaps(

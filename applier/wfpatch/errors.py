@@ -14,6 +14,7 @@ REASONS: dict[str, str] = {
     "applier_failed": "the applier failed in a way it has no code for; see the message",
     "arming_impossible": "no way of arming fits a function's entry",
     "auto_impossible": "the auto policy cannot be sound for this patch or process",
+    "backend_unavailable": "the host does not offer the backend that was asked for",
     "build_id_mismatch": "no mapped object has a build-id that the patch was built for",
     "bundle_altered": "manifest or patch ELF differ from what was signed",
     "busy": "another applier works on this host",

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from .apply import apply_patch, plan_patch
-from .backend import Backend, select_backend
+from .backend import Backend
+from .backend.selection import select_backend
 from .bundle import Bundle
 from .discovery import Target, find_targets
 from .errors import Failed, Refused, WfpatchError
@@ -68,16 +69,11 @@ def in_order(bundles: Sequence[Bundle]) -> tuple[Bundle, ...]:
 
 
 def _cves(bundles: Iterable[Bundle], reports: Sequence[ProcessReport]) -> tuple[CveReport, ...]:
-    result = []
+    result: list[CveReport] = []
     for bundle in bundles:
         patch_id = bundle.manifest.id
         state = worst(
-            (
-                patch.state
-                for report in reports
-                for patch in report.patches
-                if patch.id == patch_id
-            ),
+            (patch.state for report in reports for patch in report.patches if patch.id == patch_id),
             "not_affected",
         )
         result.extend(CveReport(cve.id, state, patch_id) for cve in bundle.manifest.cves)
@@ -175,7 +171,8 @@ class Host:
         bundles = self._bundles(patches)
         warnings = self._require_targets(bundles, options)
         backend = select_backend(options.backend)
-        before, reports = [], []
+        before: list[ProcessReport] = []
+        reports: list[ProcessReport] = []
         changed = False
         for position, bundle in enumerate(bundles):
             earlier = tuple(item for item in bundles[:position])
@@ -205,7 +202,8 @@ class Host:
             wanted = self._store.wanted()
             news = tuple(b.manifest.id for b in bundles if b.manifest.id not in wanted)
             changed = self._store.set_wanted(wanted + news) if not options.pids else False
-            before, reports = [], []
+            before: list[ProcessReport] = []
+            reports: list[ProcessReport] = []
             refused: set[tuple[int, str]] = set()
             for bundle in bundles:
                 patched_before = len(reports)
@@ -291,7 +289,8 @@ class Host:
             warnings = self._require_targets(bundles, options)
             backend = select_backend(options.backend)
             changed = False
-            before, reports = [], []
+            before: list[ProcessReport] = []
+            reports: list[ProcessReport] = []
             for bundle in bundles:
                 for target in self._targets(bundle, options):
                     if not target.matches:
@@ -321,7 +320,7 @@ class Host:
         by_object: dict[tuple[str, ...], list[Bundle]] = {}
         for bundle in bundles:
             by_object.setdefault(bundle.manifest.target.build_ids, []).append(bundle)
-        reports = []
+        reports: list[ProcessReport] = []
         for group in by_object.values():
             for target in self._targets(group[0], options):
                 if target.matches:

@@ -23,6 +23,12 @@ _HEADERS = re.compile(
 _EXECUTABLE = re.compile(
     rb"^[0-9a-f]+-[0-9a-f]+ r.x[ps] [0-9a-f]+ ([0-9a-f:]+) ([1-9][0-9]*) ", re.MULTILINE
 )
+# A page of code that was swapped for a patched copy: anonymous, right behind a mapping of its file.
+_SWAPPED = re.compile(
+    rb"^[0-9a-f]+-([0-9a-f]+) .{4} [0-9a-f]+ ([0-9a-f:]+) ([1-9][0-9]*) .*\n"
+    rb"(?=\1-[0-9a-f]+ r.xp 00000000 00:00 0 *$)",
+    re.MULTILINE,
+)
 _DELETED = b" (deleted)"
 
 
@@ -103,6 +109,7 @@ def mapped_objects(pid: int, cache: BuildIds | None = None) -> tuple[MappedObjec
             pid=pid,
         ) from error
     with_code = set(_EXECUTABLE.findall(text))
+    with_code.update((match[2], match[3]) for match in _SWAPPED.finditer(text))
     found = []
     for match in _HEADERS.finditer(text):
         if (match[3], match[4]) not in with_code:

@@ -1,0 +1,337 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Observing: which tasks were seen quiescent since the last slot became a self-check.
+
+A task is done when it is in the target row, or was seen, at one moment, without a frame of the old
+code and outside of stub text: from then on it can only migrate or go to the held row. Sleepers are
+read without stopping them; runners, and those a scan cannot clear, by one short stop each. What was
+copied in a stop is evaluated after it: the moment of the stop is what counts.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from .errors import Failed
+from .live_process import LiveProcess
+from .live_region import LiveRegion
+from .report import Straggler
+from .rows import row_of
+from .tasks import Task
+from .thread_stack import Thread, Threads, words_inside_thread
+from .transition import counters, current_note, moved_slots, old_intervals
+
+FIRST_PAUSE = 0.002
+LONGEST_PAUSE = 0.25
+#: A thread is stopped again after this long at the earliest, then twice as long, and so on: a
+#: timeout it sleeps with starts anew after a stop.
+FIRST_REVISIT = 0.01
+LONGEST_REVISIT = 1.0
+
+Key = tuple[int, int]
+Intervals = Sequence[tuple[int, int]]
+
+
+@dataclass
+class Sight:
+    """What is known about one task."""
+
+    task: Task
+    done: bool = False
+    stamp: tuple[int, ...] | None = None
+    reason: str = "was not seen yet"
+    function: str | None = None
+    visits: int = 0
+    not_before: float = 0.0
+
+
+@dataclass
+class Observer:
+    """Watches the tasks of a process until all are done with what ``old`` says.
+
+    ``old`` are intervals of old code, ``pending`` of stub text; ``names`` tells in which function
+    an address lies.
+    """
+
+    process: LiveProcess
+    threads: Threads
+    old: Intervals
+    pending: Intervals
+    names: dict[tuple[int, int], str]
+    target_row: int
+    sights: dict[Key, Sight] = field(default_factory=dict)
+
+    def sweep(self) -> bool:
+        """Look at every task that is not done; whether all are, those born meanwhile included."""
+        while True:
+            tasks = self.process.session.tasks()
+            news = [task for task in tasks if (task.tid, task.start_time) not in self.sights]
+            alive = {(task.tid, task.start_time) for task in tasks}
+            for key in [key for key in self.sights if key not in alive]:
+                del self.sights[key]
+            for task in news:
+                self.sights[(task.tid, task.start_time)] = Sight(task)
+            waiting = [sight for sight in self.sights.values() if not sight.done]
+            if not waiting:
+                # A task born by one that was not done yet is in this very list: it was read after
+                # all others were done.
+                return not news
+            for sight in waiting:
+                self._look(sight)
+            if any(not sight.done for sight in self.sights.values()):
+                return False
+
+    def glance(self) -> None:
+        """One look at every task, without stopping any: for a status."""
+        session = self.process.session
+        for task in session.tasks():
+            sight = self.sights.setdefault((task.tid, task.start_time), Sight(task))
+            seen = session.look(task.tid)
+            if seen is None:
+                del self.sights[(task.tid, task.start_time)]
+            elif seen.running:
+                sight.reason = "is running"
+            else:
+                thread = self.threads.sleeper(task, seen)
+                if thread is not None:
+                    self._judge(sight, thread)
+
+    def _look(self, sight: Sight) -> None:
+        session = self.process.session
+        seen = session.look(sight.task.tid)
+        if seen is None:
+            return
+        if not seen.running:
+            thread = self.threads.sleeper(sight.task, seen)
+            if thread is not None:
+                if self._judge(sight, thread):
+                    sight.stamp = seen.stamp
+                    return
+        self._visit(sight)
+
+    def _visit(self, sight: Sight) -> None:
+        now = time.monotonic()
+        if now < sight.not_before:
+            return
+        sight.visits += 1
+        sight.not_before = now + min(LONGEST_REVISIT, FIRST_REVISIT * 2 ** min(sight.visits, 10))
+        try:
+            with self.process.session.visit(sight.task.tid, "observe") as stopped:
+                thread = self.threads.stopped(stopped)
+        except Failed as error:
+            if error.reason not in ("thread_gone", "thread_unstoppable"):
+                raise
+            sight.reason = error.message
+            return
+        if thread is None:
+            sight.reason = "is not on a stack that could be read"
+            return
+        if self._in_target(sight, thread) or self._judge(sight, thread):
+            return
+        if thread.registers is None:
+            return
+        frames = self.threads.unwind(thread)
+        if frames is None:
+            return
+        inside = [
+            address
+            for address in frames
+            if any(low <= address <= high for low, high in (*self.old, *self.pending))
+        ]
+        if inside:
+            self._blame(sight, inside[0], "has a frame of old code")
+        else:
+            sight.done = True
+
+    def _in_target(self, sight: Sight, thread: Thread) -> bool:
+        if thread.gs_base is None:
+            return False
+        if row_of(self.process, thread.gs_base, thread.tid) != self.target_row:
+            return False
+        sight.done = not words_inside_thread(thread, self.pending)
+        return sight.done
+
+    def _judge(self, sight: Sight, thread: Thread) -> bool:
+        """Whether the copy of a thread's stack shows it quiescent."""
+        if not thread.own_stack:
+            sight.reason = "is not on its own stack (signal handler or foreign stack)"
+            return False
+        hits = words_inside_thread(thread, (*self.old, *self.pending))
+        if hits:
+            self._blame(sight, hits[0], "may have a frame of old code")
+            return False
+        sight.done = True
+        return True
+
+    def _blame(self, sight: Sight, address: int, reason: str) -> None:
+        for (low, high), name in self.names.items():
+            if low <= address <= high:
+                sight.function = name
+                sight.reason = f"{reason} ({name}, {address:#x})"
+                return
+        sight.function = None
+        sight.reason = f"is on its way into a replaced function ({address:#x})"
+
+    def stragglers(self) -> tuple[Straggler, ...]:
+        """The tasks that are not done, named."""
+        return tuple(
+            Straggler(sight.task.tid, sight.task.comm, sight.function, sight.reason)
+            for sight in self.sights.values()
+            if not sight.done
+        )
+
+
+def names_of(live: LiveRegion) -> dict[tuple[int, int], str]:
+    """Intervals of all code of the moved functions -> the function's name."""
+    names: dict[tuple[int, int], str] = {}
+    by_index = {slot.index: slot.name for slot in live.header.slots}
+    for source in current_note(live).sources:
+        if source.held_row is None:
+            continue
+        generation = live.generation(source.generation)
+        for slot in moved_slots(live, source.generation):
+            for piece in live.pieces(generation, slot):
+                names[piece.interval] = by_index[slot]
+    return names
+
+
+def all_pending(process: LiveProcess) -> list[tuple[int, int]]:
+    """Stub text, landing code and padding jumps of all regions."""
+    return [interval for region in process.regions for interval in region.pending_intervals()]
+
+
+def observer(process: LiveProcess, live: LiveRegion, threads: Threads) -> Observer:
+    """The observer of the open transition."""
+    note = current_note(live)
+    old = [
+        interval
+        for source in note.sources
+        if source.held_row is not None
+        for interval in old_intervals(live, source.generation)
+    ]
+    return Observer(process, threads, old, all_pending(process), names_of(live), note.target_row)
+
+
+class HeldRow:
+    """Empties the held rows: who is in one and can be cleared by unwinding is moved on."""
+
+    def __init__(self, process: LiveProcess, live: LiveRegion, watch: Observer) -> None:
+        note = current_note(live)
+        self._process = process
+        self._live = live
+        self._watch = watch
+        self._held = {source.held_row for source in note.sources if source.held_row is not None}
+        self._target = note.target_row
+        self._clear: set[Key] = set()
+        self.sights: dict[Key, Sight] = {}
+
+    def never_entered(self) -> bool:
+        """Whether no task has ever entered a held row, by the stub's own counters."""
+        return counters(self._live).held_in == 0
+
+    def sweep(self, exact: bool) -> bool:
+        """Whether every task was seen outside the held rows and stub text since the last sweep of
+        source rows. ``exact`` reads each task's GS base in a stop."""
+        while True:
+            tasks = self._process.session.tasks()
+            news = [t for t in tasks if (t.tid, t.start_time) not in self._clear]
+            alive = {(task.tid, task.start_time) for task in tasks}
+            self.sights = {key: sight for key, sight in self.sights.items() if key in alive}
+            if not news:
+                return True
+            for task in news:
+                key = (task.tid, task.start_time)
+                sight = self.sights.setdefault(key, Sight(task))
+                if self._is_clear(sight, exact):
+                    self._clear.add(key)
+                    self.sights.pop(key, None)
+            if self.sights:
+                return False
+
+    def _is_clear(self, sight: Sight, exact: bool) -> bool:
+        watch = self._watch
+        session = self._process.session
+        if not exact:
+            earlier = watch.sights.get((sight.task.tid, sight.task.start_time))
+            seen = session.look(sight.task.tid)
+            if seen is None:
+                return True
+            if not seen.running:
+                if earlier is not None and earlier.done and earlier.stamp == seen.stamp:
+                    # Asleep since it was seen outside of stub text.
+                    return True
+                thread = watch.threads.sleeper(sight.task, seen)
+                if thread is not None and not words_inside_thread(thread, watch.pending):
+                    return True
+        now = time.monotonic()
+        if now < sight.not_before:
+            return False
+        sight.visits += 1
+        sight.not_before = now + min(LONGEST_REVISIT, FIRST_REVISIT * 2 ** min(sight.visits, 10))
+        try:
+            with session.visit(sight.task.tid, "held_row") as stopped:
+                thread = watch.threads.stopped(stopped)
+                if thread is None:
+                    sight.reason = "is not on a stack that could be read"
+                    return False
+                row = row_of(self._process, stopped.registers.gs_base, sight.task.tid)
+                in_stub = words_inside_thread(thread, watch.pending)
+                if row not in self._held:
+                    sight.reason = "is on its way into a replaced function"
+                    return not in_stub
+                if not in_stub and thread.own_stack and not words_inside_thread(thread, watch.old):
+                    stopped.set_gs_base(self._target * 4096)
+                    return True
+        except Failed as error:
+            if error.reason == "thread_gone":
+                return True
+            if error.reason != "thread_unstoppable":
+                raise
+            sight.reason = error.message
+            return False
+        return self._unwound(sight, thread)
+
+    def _unwound(self, sight: Sight, thread: Thread) -> bool:
+        """Clear a held thread by its frames, and move it if it is still where it was."""
+        watch = self._watch
+        frames = watch.threads.unwind(thread)
+        if frames is None:
+            sight.reason = "stays in old code: its stack cannot be unwound"
+            return False
+        for address in frames:
+            for low, high in (*watch.old, *watch.pending):
+                if low <= address <= high:
+                    watch._blame(sight, address, "has a frame of old code")
+                    return False
+        try:
+            with self._process.session.visit(sight.task.tid, "migrate") as stopped:
+                again = watch.threads.stopped(stopped)
+                if again is None or not again.same_frames(thread):
+                    sight.reason = "moves on too fast to be migrated from outside"
+                    return False
+                stopped.set_gs_base(self._target * 4096)
+        except Failed as error:
+            if error.reason not in ("thread_gone", "thread_unstoppable"):
+                raise
+            return error.reason == "thread_gone"
+        return True
+
+    def stragglers(self) -> tuple[Straggler, ...]:
+        """The tasks that are still in a held row, named."""
+        return tuple(
+            Straggler(s.task.tid, s.task.comm, s.function, s.reason) for s in self.sights.values()
+        )
+
+
+def pauses(deadline: float) -> Iterable[None]:
+    """Growing pauses until ``deadline`` (time.monotonic()); the first turn comes at once."""
+    pause = FIRST_PAUSE
+    while True:
+        yield
+        left = deadline - time.monotonic()
+        if left <= 0:
+            return
+        # Waiting for threads of another process to move: there is nothing to be woken by.
+        time.sleep(min(pause, left))
+        pause = min(LONGEST_PAUSE, pause * 1.5)

@@ -1,0 +1,365 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Planning: everything about a patch and a process that can be known before the first byte is
+written. Check mode runs exactly this; nothing here writes or, but for reading a seccomp filter,
+stops a thread."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .arming import ArmingPlan, EntrySite, Occupied, armed_entry, plan_arming, scratch_span
+from .bundle import Bundle
+from .elf_object import auxiliary_vector
+from .errors import Refused
+from .link import STUB_SIZE, LinkedPatch, link
+from .live_process import LiveProcess
+from .live_region import LiveRegion
+from .machine_code import ContinuationTemplate, continuation
+from .patch_elf import PatchElf, ReplacedFunction
+from .region import PAGE, Region, RegionLayout, choose_base
+from .region_header import NewCode, PatchNote, Piece, Slot
+from .run_pre import require_old_code
+from .syscalls import NR_ARCH_PRCTL, NR_SIGALTSTACK, system_call
+
+AT_HWCAP2 = 26
+HWCAP2_FSGSBASE = 1 << 1
+CONTINUATION_ALIGNMENT = 16
+CODE_ALIGNMENT = 64
+
+
+@dataclass(frozen=True)
+class PlannedSlot:
+    """A slot to be given out and armed, with the bytes of its old continuation."""
+
+    slot: Slot
+    continuation: bytes
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What apply will do to one process.
+
+    ``live`` is the object's region, None when it must be mapped at ``region``; ``linked`` is None
+    when the patch's code lies in the region already; ``numbers`` maps run-time entry
+    addresses to slots.
+    ``text_cursor`` and ``data_cursor`` are the region's after loading.
+    """
+
+    bundle: Bundle
+    policy: str
+    region: Region
+    live: LiveRegion | None
+    slots: tuple[PlannedSlot, ...]
+    numbers: dict[int, int]
+    arming: ArmingPlan | None
+    linked: LinkedPatch | None
+    text_at: int
+    data_at: int
+    text_cursor: int
+    data_cursor: int
+    fsgsbase: bool
+
+    @property
+    def note(self) -> PatchNote:
+        return PatchNote(self.bundle.manifest.id, self.bundle.digest)
+
+
+def _up(value: int, alignment: int) -> int:
+    return (value + alignment - 1) // alignment * alignment
+
+
+def has_fsgsbase(pid: int) -> bool:
+    """Whether user code may use wrgsbase: HWCAP2 bit 1 (Documentation/arch/x86/x86_64/fsgs.rst)."""
+    return bool(auxiliary_vector(pid).get(AT_HWCAP2, 0) & HWCAP2_FSGSBASE)
+
+
+def require_policy(process: LiveProcess, bundle: Bundle, policy: str) -> None:
+    """Refuse a policy that cannot be sound here: policy_unsupported, stack_switching,
+    auto_impossible, seccomp_forbids."""
+    if policy == "points":
+        raise Refused(
+            "policy_unsupported",
+            f"{bundle.manifest.id} asks for declared quiescence points, which this applier does "
+            "not serve yet; use --policy auto or global",
+        )
+    if policy != "auto":
+        return
+    if bundle.manifest.stack_switching != "none":
+        switching = sorted(
+            {name for image in process.images for name in image.stack_switching_imports()}
+        )
+        if bundle.manifest.stack_switching == "present" or switching:
+            raise Refused(
+                "stack_switching",
+                f"process {process.target.pid} switches stacks ({', '.join(switching) or 'by the '}"
+                f"{'' if switching else 'manifest'}): frames may lie where no scan looks. State "
+                "stack_switching: none in the manifest if no replaced function runs on such a "
+                "stack, or use --policy global",
+                imports=switching,
+            )
+    if all(function.migrate == "never" for function in bundle.patch.functions):
+        raise Refused(
+            "auto_impossible",
+            f"every replaced function of {bundle.manifest.id} can be reached by a tail call from "
+            "old code, so no thread could ever prove that it may migrate; use --policy global",
+        )
+    _require_stub_calls(process)
+
+
+def _require_stub_calls(process: LiveProcess) -> None:
+    """The check routine's own system calls must pass each thread's seccomp filter."""
+    calls = [system_call("sigaltstack", NR_SIGALTSTACK, 0, 1 << 20)]
+    if not has_fsgsbase(process.target.pid):
+        calls += [
+            system_call("arch_prctl", NR_ARCH_PRCTL, 0x1001, 1 << 12),
+            system_call("arch_prctl", NR_ARCH_PRCTL, 0x1003, 1 << 20),
+        ]
+    session = process.session
+    for task in session.tasks():
+        found = session.seccomp(task.tid).first_forbidden(calls)
+        if found is not None:
+            call, verdict = found
+            raise Refused(
+                "seccomp_forbids",
+                f"the seccomp filter of thread {task.tid} ({task.comm}) answers {call.name} with "
+                f"{verdict}; threads could not migrate by themselves. Allow it, or use "
+                "--policy global",
+                tid=task.tid,
+                call=call.name,
+            )
+
+
+def require_relations(process: LiveProcess, bundle: Bundle, others: Sequence[str] = ()) -> None:
+    """Refuse by what is in force (or, in a plan of several, will be): required_patch_missing,
+    conflict, superseded."""
+    manifest = bundle.manifest
+    in_force = {note.id for note in process.patches()} | set(others)
+    missing = [patch for patch in manifest.requires if patch not in in_force]
+    if missing:
+        raise Refused(
+            "required_patch_missing",
+            f"{manifest.id} requires {', '.join(missing)}, which is not in force in process "
+            f"{process.target.pid}; apply it first, or name both",
+            missing=missing,
+        )
+    conflicts = [patch for patch in manifest.conflicts if patch in in_force]
+    if conflicts:
+        raise Refused(
+            "conflict",
+            f"{manifest.id} conflicts with {', '.join(conflicts)}, which is in force in process "
+            f"{process.target.pid}; revert it first",
+            conflicts=conflicts,
+        )
+
+
+def _old_pieces(process: LiveProcess, function: ReplacedFunction) -> tuple[Piece, ...]:
+    pieces = []
+    for piece in function.all_pieces():
+        low = process.image.address(piece.address)
+        pieces.append(Piece(low, low + piece.size, piece.kind == "main", piece.ends_in_call))
+    return tuple(pieces)
+
+
+def _sizes(patch: PatchElf) -> tuple[int, int]:
+    """Upper bounds of the bytes of text and data that the linked patch takes."""
+    text = data = len(patch.symbols) * (STUB_SIZE + 16)
+    for section in patch.sections.values():
+        size = section.size + section.alignment
+        if section.writable:
+            data += size
+        else:
+            text += size
+    return text, data
+
+
+def _layout(bundle: Bundle) -> RegionLayout:
+    text, data = _sizes(bundle.patch)
+    count = len(bundle.patch.functions)
+    ranges = sum(len(function.all_pieces()) + 2 for function in bundle.patch.functions)
+    return RegionLayout.for_load(count, text + 64 * count, data, ranges)
+
+
+def _choose_region(process: LiveProcess, bundle: Bundle) -> Region:
+    layout = _layout(bundle)
+    image = process.image
+    for owner, blank in process.blank:
+        # Mapped by an applier that was killed before it wrote the header.
+        if (
+            owner is image
+            and blank.data_size == layout.data_size
+            and blank.text_size == layout.text_size
+        ):
+            return Region(blank.base, layout)
+    base = choose_base(image.start, image.end, image.build_id, layout, process.memory_map)
+    return Region(base, layout)
+
+
+def _site(process: LiveProcess, region: Region, slot: int, function: ReplacedFunction) -> EntrySite:
+    address = process.image.address(function.address)
+    padding = function.padding
+    return EntrySite(
+        slot=slot,
+        name=function.name,
+        address=address,
+        entry=process.session.memory.read(address, 16),
+        first_length=function.displaced.length,
+        stub=region.stub(slot),
+        inner_entries=function.inner_entries,
+        padding=None if padding is None else (process.image.address(padding.address), padding.size),
+        hold_length=None if function.hold is None else function.hold.length,
+    )
+
+
+def _plan_arming(
+    process: LiveProcess,
+    region: Region,
+    live: LiveRegion | None,
+    fresh: dict[int, ReplacedFunction],
+) -> ArmingPlan:
+    sites = [_site(process, region, slot, function) for slot, function in fresh.items()]
+    memory = process.session.memory
+    padding = {
+        site.slot: memory.read(site.padding[0], site.padding[1])
+        for site in sites
+        if site.padding is not None
+    }
+    span = (region.base - PAGE, region.end + PAGE)
+    size = 2 * PAGE * len(sites)
+    scratch = scratch_span(process.memory_map, region.end + PAGE, size, (span,))
+    others = tuple((other.region.base - PAGE, other.region.end + PAGE) for other in process.regions)
+    armed = tuple(
+        armed_entry(slot, other.region.stub(slot.index))
+        for other in process.regions
+        for slot in other.header.slots
+    )
+    pages = live.header.landing_pages if live else ()
+    return plan_arming(
+        sites,
+        process.memory_map,
+        scratch,
+        Occupied(
+            armed=armed,
+            landing_pages=pages,
+            taken=(span, (scratch - PAGE, scratch + size + PAGE), *others),
+            padding=padding,
+        ),
+    )
+
+
+def make_plan(
+    process: LiveProcess,
+    bundle: Bundle,
+    policy: str | None = None,
+    others: Sequence[str] = (),
+) -> Plan:
+    """Plan ``bundle`` for a process without an open transition; raises Refused with the reason."""
+    chosen = policy or bundle.manifest.policy
+    patch = bundle.patch
+    live = process.region
+    slots = live.header.slots if live else ()
+    require_relations(process, bundle, others)
+    require_policy(process, bundle, chosen)
+    require_old_code(
+        process.session.memory,
+        process.image,
+        patch,
+        [slot for region in process.regions for slot in region.header.slots],
+    )
+    region = live.region if live else _choose_region(process, bundle)
+    numbers: dict[int, int] = {}
+    fresh: dict[int, ReplacedFunction] = {}
+    next_slot = max((slot.index for slot in slots), default=-1) + 1
+    for function in patch.functions:
+        address = process.image.address(function.address)
+        known = live.slot_of(address) if live else None
+        if known is not None:
+            numbers[address] = known.index
+            continue
+        numbers[address] = next_slot
+        fresh[next_slot] = function
+        next_slot += 1
+    if next_slot > region.layout.slots:
+        raise Refused(
+            "region_too_small",
+            f"the region has {region.layout.slots} slots, {next_slot} are needed",
+        )
+    arming = _plan_arming(process, region, live, fresh) if fresh else None
+    text_at = region.base + (live.header.text_cursor if live else region.layout.code_offset)
+    data_at = region.base + (live.header.data_cursor if live else region.layout.data_offset)
+    planned = []
+    if arming is not None:
+        for entry in arming.entries:
+            function = fresh[entry.slot]
+            text_at = _up(text_at, CONTINUATION_ALIGNMENT)
+            template = displaced_template(function, entry.way)
+            code = continuation(template, text_at, entry.address, process.image.address)
+            planned.append(
+                PlannedSlot(
+                    Slot(
+                        index=entry.slot,
+                        name=entry.name,
+                        address=entry.address,
+                        size=function.size,
+                        pieces=_old_pieces(process, function),
+                        entry=process.session.memory.read(entry.address, 16),
+                        way=entry.way,
+                        writes=entry.writes,
+                        armed=False,
+                        displaced=entry.displaced,
+                        relied=entry.relied,
+                        landing=(entry.landing, len(entry.landing_code)),
+                        migrate=function.migrate,
+                        continuation=Piece(text_at, text_at + len(code), False, False),
+                    ),
+                    code,
+                )
+            )
+            text_at += len(code)
+    text_at = _up(text_at, CODE_ALIGNMENT)
+    data_at = _up(data_at, CODE_ALIGNMENT)
+    loaded = live is not None and any(note.digest == bundle.digest for note in live.header.loaded)
+    linked = None
+    if not loaded:
+        linked = link(patch, process.image, process.images, text_at, data_at)
+        if text_at + len(linked.text) > region.base + region.layout.size:
+            raise Refused(
+                "region_too_small",
+                f"the new code needs {len(linked.text)} bytes, the region has "
+                f"{region.base + region.layout.size - text_at} left",
+            )
+        if data_at + len(linked.data) > region.base + region.layout.data_size:
+            raise Refused(
+                "region_too_small",
+                f"the new data needs {len(linked.data)} bytes, the region has "
+                f"{region.base + region.layout.data_size - data_at} left",
+            )
+    return Plan(
+        bundle=bundle,
+        policy=chosen,
+        region=region,
+        live=live,
+        slots=tuple(planned),
+        numbers=numbers,
+        arming=arming,
+        linked=linked,
+        text_at=text_at,
+        data_at=data_at,
+        text_cursor=text_at + (len(linked.text) if linked else 0) - region.base,
+        data_cursor=data_at + (len(linked.data) if linked else 0) - region.base,
+        fsgsbase=has_fsgsbase(process.target.pid),
+    )
+
+
+def displaced_template(function: ReplacedFunction, way: str) -> ContinuationTemplate:
+    """What stands for the displaced instructions: one, or after a hold several."""
+    return function.hold if way == "hold" and function.hold is not None else function.displaced
+
+
+def new_code(plan: Plan, linked: LinkedPatch) -> tuple[NewCode, ...]:
+    """What the linked patch brings for each slot."""
+    codes = [
+        NewCode(plan.numbers[function.address], function.entry, function.pieces)
+        for function in linked.functions
+    ]
+    return tuple(sorted(codes, key=lambda code: code.slot))
