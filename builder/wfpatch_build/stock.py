@@ -33,7 +33,8 @@ class Stock:
         self._forced: dict[str, list[Symbol]] = {}
         for symbol in self.symbols:
             if symbol.binding != "STB_LOCAL":
-                self._global.setdefault(symbol.name, []).append(symbol)
+                # A library's variable that a copy relocation moved here is spelt with its version.
+                self._global.setdefault(symbol.name.partition("@")[0], []).append(symbol)
             elif symbol.file is None:
                 self._forced.setdefault(symbol.name, []).append(symbol)
             else:

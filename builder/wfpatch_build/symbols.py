@@ -65,7 +65,7 @@ class SymbolOwners:
         if image.kind == "shared_library" and image.got_slots.get(name):
             # The library goes through this slot itself, so that others can interpose the name.
             return import_owner(image, name, called)
-        symbol = self._own(name)
+        symbol = self.stock.any(name, self.unit) or self._exported.get(name)
         if symbol is not None:
             return object_owner(symbol)
         if name in image.got_slots or self._importable is None or self._importable(name):
@@ -75,14 +75,4 @@ class SymbolOwners:
             f"the new code uses {name}, which {image.name} does not have and no library that it "
             "needs exports",
             symbol=name,
-        )
-
-    def _own(self, name: str) -> Symbol | None:
-        symbol = self.stock.any(name, self.unit) or self._exported.get(name)
-        if symbol is not None:
-            return symbol
-        # A copy relocation gives an executable a library's variable; .symtab spells its version.
-        return next(
-            (s for s in self.stock.symbols if s.name.partition("@")[0] == name and "@" in s.name),
-            None,
         )
