@@ -3,10 +3,12 @@
  * The program of the consistency tests: threads run call trees (proof_trees.h) at random or by
  * script, under signals, forks, clones and short-lived threads, and count mixtures of versions.
  *
- * proof_trees RANDOM SCRIPTED: numbers of threads of both kinds. Commands, each answered by a line:
+ * proof_trees RANDOM SCRIPTED NAMES: numbers of threads of both kinds, and the functions that random
+ * trees are made of: those that the patches replace, g among them. Commands, each answered by a line:
  *
  *   run T SCRIPT     scripted thread T runs a script, "main SCRIPT" the main thread at once
  *   child T SCRIPT   what a clone or a thread begotten by T's scripts runs
+ *   signal T SCRIPT  send T a signal whose handler runs SCRIPT on the interrupted stack
  *   go T             one byte for T's pipe
  *   state T          "idle", or "running" and how often it came to wait for its pipe; then its tid
  *   trace T          versions of the functions it entered since the last call: "f1 g1 "
@@ -26,6 +28,7 @@
 #include <linux/futex.h>
 #include <pthread.h>
 #include <sched.h>
+#include <setjmp.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -61,6 +64,8 @@ struct worker {
 	int alive;
 	int alternate;		/* where its alternate stack is: enum place */
 	char script[SCRIPT];
+	char signal_script[SCRIPT];
+	sigjmp_buf idle;
 	int start[2];
 };
 
@@ -70,6 +75,7 @@ enum place { HEAP, IN_STACK, IN_STACK_DISARMING, PLACES };
 static struct shared *shared;
 static struct worker workers[MAX_THREADS];
 static int random_threads, scripted_threads;
+static const char *set;		/* the functions of random trees */
 static struct tree main_tree;
 static __thread struct tree *own_tree;
 static __thread const char **handler_script;
@@ -91,6 +97,17 @@ DEFINE_k
 DEFINE_r
 DEFINE_x
 DEFINE_y
+DEFINE_d
+DEFINE_e
+#undef VERSION
+#define VERSION 1
+STEP(first_1, 'd', )
+#undef VERSION
+#define VERSION 2
+STEP(first_2, 'd', )
+#undef VERSION
+#define VERSION 3
+STEP(first_3, 'd', )
 #else
 /* The judge is judged: both versions are here, and each function changes on its own, at any time. */
 #undef NAMED
@@ -124,6 +141,12 @@ ENTRY(k, 2);
 ENTRY(r, 3);
 ENTRY(x, 4);
 ENTRY(y, 5);
+#undef VERSION
+#define VERSION 1
+#undef NAMED
+#define NAMED(name) name
+DEFINE_e
+STEP(d, 'd', )
 #endif
 
 step *const pointers[6] = { f, g, k, r, x, y };
@@ -173,6 +196,17 @@ void rt_entered(struct tree *t, int id, unsigned long prev, unsigned long versio
 	}
 }
 
+/* What the other functions of the set do for themselves. */
+void rt_enter(struct tree *t, int id, unsigned long prev, unsigned long caller,
+	      unsigned long version)
+{
+	if ((t->stamp && t->stamp != version) || (caller && caller != version))
+		rt_violation(t, id, t->stamp, caller, version);
+	t->stamp = version;
+	t->calls[version]++;
+	rt_entered(t, id, prev, version);
+}
+
 static unsigned int draw(struct tree *t, unsigned int limit)
 {
 	t->random = t->random * 6364136223846793005UL + 1442695040888963407UL;
@@ -182,7 +216,7 @@ static unsigned int draw(struct tree *t, unsigned int limit)
 /* A function outside of the set: goes on with the script. */
 __attribute__((noipa)) static void rt_script(struct tree *t, const char **pc)
 {
-	static const char names[] = "fgkrxy";
+	static const char names[] = "fgkrxyde";
 	int op;
 
 	while ((op = **pc) != 0) {
@@ -199,8 +233,10 @@ __attribute__((noipa)) static void rt_script(struct tree *t, const char **pc)
 			case 'r': r(t, pc, t->stamp, 0); break;
 			case 'x': x(t, pc, t->stamp, 0); break;
 			case 'y': y(t, pc, t->stamp, 0); break;
+			case 'd': d(t, pc, t->stamp, 0); break;
+			case 'e': e(t, pc, t->stamp, 0); break;
 			}
-		} else if (name) {
+		} else if (name && name - names < 6) {
 			pointers[name - names](t, pc, t->stamp, 0);
 		} else {
 			rt_outside(t, pc, op);
@@ -263,6 +299,15 @@ __attribute__((noipa)) static void with_unwritten_frame(struct tree *t, const ch
 	__asm__ volatile("" : : "r"(frame) : "memory");
 }
 
+__attribute__((noipa)) static void with_huge_frame(struct tree *t, const char **pc)
+{
+	char frame[320 << 10];
+
+	__asm__ volatile("" : : "r"(frame) : "memory");
+	rt_script(t, pc);
+	__asm__ volatile("" : : "r"(frame) : "memory");
+}
+
 /* It has no entry in .eh_frame and keeps no frame pointer. */
 void without_unwind_table(struct tree *t, const char **pc) __asm__("without_unwind_table");
 void script_from_assembly(struct tree *t, const char **pc) __asm__("script_from_assembly");
@@ -281,6 +326,20 @@ __asm__(".text\n"
 	"	ret\n"
 	".size without_unwind_table, . - without_unwind_table\n");
 
+/* Have a random script call no functions but those of the set. */
+static void of_the_set(struct tree *t, char *script)
+{
+	for (; *script; script++) {
+		int call = strchr("FGKRXY", *script) != NULL;
+
+		if ((call || strchr("fgkrxyde", *script)) && !strchr(set, *script | 0x20)) {
+			int other = set[draw(t, strlen(set))];
+
+			*script = call && strchr("fgkrxy", other) ? other & ~0x20 : other;
+		}
+	}
+}
+
 static void run_handler(int number)
 {
 	struct tree *t = own_tree;
@@ -294,12 +353,20 @@ static void run_handler(int number)
 	if (pc) {
 		handler_script = NULL;
 		rt_script(t, pc);
+	} else if (t->traced) {
+		struct worker *w = (struct worker *)t;
+		const char *script = w->signal_script;
+
+		rt_script(t, &script);
 	} else {
-		static const char *const scripts[] = { "g", "k.f", "fg", "hk.g", "G.F", "fs", "" };
-		const char *script = scripts[draw(t, 6)];
+		static const char *const scripts[] = { "g", "k.f", "fg", "hk.g", "G.F", "fs", "rx" };
+		char script[8] = { 0 };
+		const char *start = script;
 
 		__atomic_fetch_add(&signals_handled, 1, __ATOMIC_RELAXED);
-		rt_script(t, &script);
+		strncpy(script, scripts[draw(t, 7)], 7);
+		of_the_set(t, script);
+		rt_script(t, &start);
 	}
 	in_handler--;
 	errno = saved;
@@ -470,6 +537,7 @@ void rt_outside(struct tree *t, const char **pc, int op)
 	case 'w': moment_in_futex(); break;
 	case 's': raise_here(t, pc, SIGUSR1); break;
 	case 'a': raise_here(t, pc, SIGUSR2); break;
+	case 'b': with_huge_frame(t, pc); break;
 	case 'u': without_unwind_table(t, pc); break;
 	case '1': forked(t, pc); break;
 	case '2': vforked(t, pc); break;
@@ -489,7 +557,7 @@ static void end_of_child(struct tree *t, int forked_child)
 /* Names weigh by how often they stand here. */
 static void random_script(struct tree *t, char *script)
 {
-	static const char calls[] = "fffgggkkkrxyFGKRXYhhZ";
+	static const char calls[] = "fffgggkkkrxydFGKRXYhhZ";
 	static const char other[] = "....ttttttnniwccsaazff";
 	int length = 4 + draw(t, 20), position = 0;
 
@@ -502,6 +570,7 @@ static void random_script(struct tree *t, char *script)
 			script[position++] = "..t"[draw(t, 3)];
 	}
 	script[position] = 0;
+	of_the_set(t, script);
 }
 
 static void set_alternate_stack(void *at, size_t size, int flags)
@@ -528,7 +597,7 @@ static void run_random(struct worker *w)
 		random_script(t, script);
 		if (fork_period && ++round % 1024 == 0 && w == &workers[round / 1024 % random_threads]) {
 			/* 1 fork, 2 vfork, 3 and 5 clones, 4 a thread: in the middle of a tree */
-			script[0] = "fgkry"[draw(t, 5)];
+			script[0] = set[draw(t, strlen(set))];
 			script[1] = "12345"[draw(t, 5)];
 		}
 		rt_script(t, &pc);
@@ -540,6 +609,8 @@ static void run_scripts(struct worker *w)
 {
 	char byte;
 
+	if (sigsetjmp(w->idle, 0))
+		__atomic_store_n(&w->running, 0, __ATOMIC_RELEASE);
 	for (;;) {
 		const char *pc = w->script;
 
@@ -550,6 +621,16 @@ static void run_scripts(struct worker *w)
 		end_of_child(&w->tree, 1);
 		__atomic_store_n(&w->running, 0, __ATOMIC_RELEASE);
 	}
+}
+
+/* The end of e: back to where the thread waits for scripts. */
+void rt_leave(struct tree *t, const char **pc)
+{
+	struct worker *w = (struct worker *)t;
+
+	rt_script(t, pc);
+	t->stamp = 0;
+	siglongjmp(w->idle, 1);
 }
 
 static void *work(void *argument)
@@ -714,6 +795,10 @@ static void command(char *line)
 	} else if (!strcmp(word[0], "child")) {
 		strncpy(scripted(word[1])->tree.child_script, word[2], SCRIPT - 1);
 		puts("ok");
+	} else if (!strcmp(word[0], "signal")) {
+		strncpy(scripted(word[1])->signal_script, word[2], SCRIPT - 1);
+		pthread_kill(scripted(word[1])->thread, SIGUSR1);
+		puts("ok");
 	} else if (!strcmp(word[0], "go")) {
 		if (write(scripted(word[1])->tree.wake[1], "", 1) != 1)
 			fail("write");
@@ -762,8 +847,9 @@ int main(int argc, char **argv)
 	pthread_t thread;
 	char line[256];
 
-	if (argc < 3)
+	if (argc < 4)
 		return 2;
+	set = argv[3];
 	random_threads = atoi(argv[1]);
 	scripted_threads = atoi(argv[2]);
 	if (random_threads + scripted_threads > MAX_THREADS)
@@ -786,7 +872,8 @@ int main(int argc, char **argv)
 		w->alternate = w->scripted ? (i - random_threads) % PLACES : i & 1;
 		w->tree.random = 88172645463325252UL + i * 7919;
 		w->tree.traced = w->scripted;
-		strcpy(w->tree.child_script, "fg..k.g.");
+		strcpy(w->tree.child_script, "kg..k.g.");
+		of_the_set(&w->tree, w->tree.child_script);
 		if (pipe2(w->tree.wake, O_CLOEXEC) || pipe2(w->start, O_CLOEXEC))
 			fail("pipe2");
 		if (pthread_create(&w->thread, NULL, work, w))

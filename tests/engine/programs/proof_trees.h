@@ -11,11 +11,13 @@
  * What a tree does is a script, one character a step, so that one body makes every shape:
  *
  *   f g k r x y   call that function directly; F G K R X Y: through a pointer
+ *   d             call d directly: its first instruction is a call, which goes on with the script
+ *   e             call e directly: its last instruction is a call that never returns
  *   .             return
  *   t             leave by a tail jump (f to g, r to itself, x to y, y to x; others: ignored)
  *   h             call a function outside the set, which goes on with the script
  *   z             the same, with words of old code lying on the stack
- *   Z             the same, with a large frame that is never written
+ *   Z b           the same, with a frame that is never written: of 3 KiB / of 320 KiB
  *   p P           wait for a byte of the thread's pipe, in libc / by a system call in the body
  *   n i w         sleep for a moment: nanosleep in libc / in the body / a futex in libc
  *   c q           as n and p, in the body's cold part, then call g from there
@@ -57,13 +59,18 @@ struct tree {
 
 typedef long step(struct tree *t, const char **pc, unsigned long prev, unsigned long caller);
 
-step f, g, k, r, x, y;
+step f, g, k, r, x, y, d, e;
+/* What d calls first, for its versions 1, 2, 3. */
+step first_1, first_2, first_3;
 extern step *const pointers[6];
 
 void rt_violation(struct tree *t, int id, unsigned long seen, unsigned long caller,
 		  unsigned long version);
 void rt_entered(struct tree *t, int id, unsigned long prev, unsigned long version);
+void rt_enter(struct tree *t, int id, unsigned long prev, unsigned long caller,
+	      unsigned long version);
 void rt_outside(struct tree *t, const char **pc, int op);
+void rt_leave(struct tree *t, const char **pc) __attribute__((noreturn));
 void rt_rare(struct tree *t, int op) __attribute__((cold));
 int rt_may_clone(struct tree *t);
 void rt_clone_child(struct tree *t);
@@ -142,6 +149,10 @@ extern step r_again __asm__("r");
 				x(t, pc, t->stamp, VERSION);                             \
 			} else if (op == 'y') {                                          \
 				y(t, pc, t->stamp, VERSION);                             \
+			} else if (op == 'd') {                                          \
+				d(t, pc, t->stamp, VERSION);                             \
+			} else if (op == 'e') {                                          \
+				e(t, pc, t->stamp, VERSION);                             \
 			} else if (op == 'P') {                                          \
 				char byte;                                               \
 				t->blocked++;                                            \
@@ -164,6 +175,25 @@ extern step r_again __asm__("r");
 		t->stamp = prev;                                                         \
 		return VERSION;                                                          \
 	}
+
+#define DEFINE_e                                                                         \
+	__attribute__((noipa)) long NAMED(e)(struct tree *t, const char **pc,            \
+					     unsigned long prev, unsigned long caller)   \
+	{                                                                                \
+		rt_enter(t, 'e', prev, caller, VERSION);                                 \
+		rt_leave(t, pc);                                                         \
+	}
+
+/* Its frame is first_N's caller; nothing else of it is needed. */
+#define D_OF(version) D_AS(version)
+#define D_AS(version)                                                                    \
+	__attribute__((naked)) long d(struct tree *t, const char **pc,                   \
+				      unsigned long prev, unsigned long caller)          \
+	{                                                                                \
+		(void)t, (void)pc, (void)prev, (void)caller;                             \
+		__asm__("call first_" #version "\n\tnop\n\tret");                        \
+	}
+#define DEFINE_d D_OF(VERSION)
 
 /* What a version's functions are called; only the test of the detector itself renames them. */
 #ifndef NAMED

@@ -18,7 +18,7 @@ from programs_fixture import PROGRAMS, ProgramCache, RunningProgram
 
 #: Functions that leave by tail jumps to others of the set: f to g (after_direct_call), r to itself
 #: and x and y to each other (never).
-SETS = ("fgk", "fgkr", "fgkrxy", "gk", "kxy", "fg")
+SETS = ("fgk", "fgkr", "fgkrxy", "gk", "gkxy", "fgkd")
 #: Each version has another size and layout, so that nothing fits by chance.
 _EXTRA = '__asm__ volatile(".skip {}, 0x90")'
 _FLAGS = ("-O2", "-fPIE", "-pthread", f"-I{PROGRAMS}")
