@@ -199,12 +199,9 @@ class Host:
             bundles = self._bundles(patches)
             warnings = self._require_targets(bundles, options)
             backend = select_backend(options.backend)
-            wanted = self._store.wanted()
-            news = tuple(b.manifest.id for b in bundles if b.manifest.id not in wanted)
-            changed = self._store.set_wanted(wanted + news) if not options.pids else False
+            changed = False
             before: list[ProcessReport] = []
             reports: list[ProcessReport] = []
-            refused: set[tuple[int, str]] = set()
             for bundle in bundles:
                 patched_before = len(reports)
                 seen: set[tuple[int, int]] = set()
@@ -219,14 +216,20 @@ class Host:
                         before.append(inspect_process(backend, target, (bundle,)))
                         report, did = self._apply_one(backend, target, bundle, options)
                         changed |= did
-                        if report.reason is not None:
-                            refused.add((target.pid, bundle.manifest.id))
                         reports.append(report)
                     if not targets:
                         break
+                if not options.pids and any(
+                    report.state != "blocked" for report in reports[patched_before:]
+                ):
+                    changed |= self._want(bundle.manifest.id)
                 if options.until == "finish":
                     self._check_health(bundle, reports[patched_before:])
             return self._result(changed, bundles, before, reports, warnings, backend)
+
+    def _want(self, patch_id: str) -> bool:
+        wanted = self._store.wanted()
+        return patch_id not in wanted and self._store.set_wanted((*wanted, patch_id))
 
     def _apply_one(
         self, backend: Backend, target: Target, bundle: Bundle, options: Options

@@ -87,7 +87,12 @@ def require_policy(process: LiveProcess, bundle: Bundle, policy: str) -> None:
         return
     if bundle.manifest.stack_switching != "none":
         switching = sorted(
-            {name for image in process.images for name in image.stack_switching_imports()}
+            {
+                name
+                for image in process.images
+                if image is process.image or image.main
+                for name in image.stack_switching_imports()
+            }
         )
         if bundle.manifest.stack_switching == "present" or switching:
             raise Refused(
