@@ -150,17 +150,20 @@ class _Bytes:
             self.written.update(range(write.address, write.address + len(write.after)))
         self.relied.update(range(*entry.relied))
 
-    def accept(self, entry: ArmedEntry, entries: Sequence[int]) -> bool:
+    def accept(self, entry: ArmedEntry, entries: frozenset[int]) -> bool:
         """Whether the entry collides with nothing; ``entries`` are the set's own entries."""
-        own: set[int] = set()
-        for write in entry.writes:
-            own.update(range(write.address, write.address + len(write.after)))
-        relied = set(range(*entry.relied))
-        if own & (self.written | self.relied) or relied & self.written:
-            return False
-        return not any(
-            other != entry.address and (other in own or other in relied) for other in entries
-        )
+        own = {
+            address
+            for write in entry.writes
+            for address in range(write.address, write.address + len(write.after))
+        }
+        for address in own:
+            if address in self.written or address in self.relied:
+                return False
+        for address in (*own, *range(*entry.relied)):
+            if address in entries and address != entry.address:
+                return False
+        return not any(address in self.written for address in range(*entry.relied))
 
 
 class _Landings:
@@ -393,16 +396,14 @@ def plan_arming(
     )
     changed = _Bytes(occupied.armed)
     ordered = sorted(sites, key=lambda site: site.address)
-    addresses = [site.address for site in ordered]
+    addresses = frozenset(site.address for site in ordered)
     entries: list[ArmedEntry] = []
     impossible: list[EntrySite] = []
-    for index, site in enumerate(ordered):
+    for site in ordered:
         if len(site.entry) < BYTES_NEEDED:
             raise Refused("arming_impossible", f"{site.name}: too few bytes of the entry are known")
-        # Entries near enough to be touched by this one's bytes or its padding.
-        near = addresses[max(0, index - 32) : index + 33]
         for choice in _choices(site, landings, occupied):
-            if changed.accept(choice, near):
+            if changed.accept(choice, addresses):
                 changed.add(choice)
                 if choice.landing:
                     landings.take(choice.landing, len(choice.landing_code))
