@@ -49,7 +49,12 @@ class Tree:
     def run(self, *command: str | pathlib.Path) -> subprocess.CompletedProcess[str]:
         """Run a tool at the tree's top; its output and errors come together, as it ordered them."""
         tools = pathlib.Path(sys.executable).parent
-        environment = {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}", "NO_COLOR": "1"}
+        environment = {
+            **os.environ,
+            "PATH": f"{tools}:{os.environ['PATH']}",
+            "WFPATCH_VENV": sys.prefix,
+            "NO_COLOR": "1",
+        }
         return subprocess.run(
             [str(word) for word in command],
             cwd=self.top,
