@@ -96,11 +96,16 @@ class LookupModule(LookupBase):
             str(name): [str(host) for host in hosts]
             for name, hosts in ((variables or {}).get("groups") or {}).items()
         }
-        if patterns and self._matching(patterns, groups, limit):
-            return patterns
+        try:
+            if patterns and self._matching(patterns, groups, limit):
+                return patterns
+            detail = ""
+        except AnsibleError as exc:
+            # With host_pattern_mismatch = error, Ansible's own matching raises.
+            detail = f" ({exc})"
         limited = f" with --limit {limit}" if limit else ""
+        wanted = ", ".join(patterns) or "an empty pattern"
         raise AnsibleError(
-            f"empty_host_set: no host matches {', '.join(patterns) or 'an empty pattern'}{limited} "
-            f"(the inventory has {len(groups.get('all', []))} hosts). A run without hosts "
-            "is an error, never a success."
+            f"empty_host_set: no host matches {wanted}{limited}{detail} (the inventory has "
+            f"{len(groups.get('all', []))} hosts). An empty set is an error, never a success."
         )

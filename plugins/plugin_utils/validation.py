@@ -73,7 +73,9 @@ def _kind(value: t.Any) -> str:
 
 
 def _schema_violations(document: YamlDocument, file: str) -> t.Iterator[Violation]:
-    for error in validator("manifest").iter_errors(document.data):
+    # What is of the wrong type, or empty, breaks other rules too: those say nothing more.
+    errors = validator("manifest").iter_errors(document.data)
+    for error in sorted(errors, key=lambda error: error.validator not in ("type", "minLength")):
         path: Path = tuple(error.absolute_path)
         if error.validator == "required":
             # jsonschema reports one error per missing key; all share the path of the mapping
@@ -135,8 +137,10 @@ def validate_manifest(text: str, file: str) -> tuple[YamlDocument, list[Violatio
         for problem in document.problems
     ]
     if document.data is not None or not violations:
-        found = list(_schema_violations(document, file))
-        violations.extend(found)
+        by_path: dict[str, Violation] = {}
+        for violation in _schema_violations(document, file):
+            by_path.setdefault(violation.path, violation)
+        violations.extend(by_path.values())
         if not violations:
             violations.extend(_sense_violations(document, file))
     return document, sorted(set(violations))
