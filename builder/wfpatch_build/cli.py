@@ -15,11 +15,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from wfpatch_build import __version__
-from wfpatch_build.debian import DebianResult, build_debian
+from wfpatch_build.debian import BuildResult, build_debian
 from wfpatch_build.errors import Refusal
 from wfpatch_build.manifest import Description, Target, manifest, release_day, write_bundle
 from wfpatch_build.object_file import ObjectFile
 from wfpatch_build.pipeline import Change, check_expected
+from wfpatch_build.plain_tree import build_plain
 from wfpatch_build.recipe import read_recipe
 from wfpatch_build.signing import sign
 from wfpatch_build.survey import survey, table
@@ -48,6 +49,8 @@ def _parser() -> argparse.ArgumentParser:
     tree.add_argument("--build", required=True, metavar="COMMAND", help="how to build it, from DIR")
     tree.add_argument("--binary", required=True, type=Path, metavar="ELF", help="stock binary")
     tree.add_argument("--built", metavar="PATH", help="what the build makes of it, below DIR")
+    tree.add_argument("--package", help="for the manifest; default: the binary's name")
+    tree.add_argument("--package-version", metavar="VERSION", default="0")
     _common(tree)
 
     look = verbs.add_parser("survey", help="how the functions of binaries could be armed")
@@ -99,7 +102,8 @@ def _description(arguments: argparse.Namespace) -> Description:
         cves.append({"id": name, "severity": severity or "medium", "references": []})
     return Description(
         id=identity,
-        summary=arguments.summary or f"{identity}: {', '.join(p.name for p in arguments.patch)}",
+        summary=arguments.summary
+        or f"{identity}: {', '.join(p.name for p in arguments.patch) or arguments.new}",
         cves=tuple(cves),
         released=arguments.released,
         policy=arguments.policy,
@@ -139,17 +143,34 @@ def _debian(arguments: argparse.Namespace, say: Say) -> int:
     return 0
 
 
+def _tree(arguments: argparse.Namespace, say: Say) -> int:
+    if bool(arguments.patch) == bool(arguments.new):
+        raise Refusal("usage", "tree: either --patch or --new is needed")
+    change = Change(
+        tuple(arguments.patch),
+        tuple(arguments.base_patch),
+        arguments.new,
+        tuple(arguments.accept_layout),
+    )
+    result = build_plain(
+        arguments.old, arguments.build, arguments.binary, change, arguments.built, say
+    )
+    description = _description(arguments)
+    _write(arguments, description, change, result)
+    _report(arguments, description, result, say)
+    return 0
+
+
 def _write(
-    arguments: argparse.Namespace, description: Description, change: Change, result: DebianResult
+    arguments: argparse.Namespace, description: Description, change: Change, result: BuildResult
 ) -> None:
     image = result.image
     assert image.build_id is not None  # assemble() refuses such an object
-    target = Target(
-        object=image.soname or image.name,
-        build_ids=(image.build_id,),
-        package=result.stock.package.package,
-        versions=(result.stock.package.version,),
-    )
+    if result.stock is not None:
+        package, version = result.stock.package.package, result.stock.package.version
+    else:
+        package, version = arguments.package or image.name, arguments.package_version
+    target = Target(image.soname or image.name, (image.build_id,), package, (version,))
     released = description.released or release_day(change.patches)
     described = Description(**{**description.__dict__, "released": released})
     write_bundle(arguments.output, manifest(described, target, result.patch.elf), result.patch.elf)
@@ -158,7 +179,7 @@ def _write(
 
 
 def _report(
-    arguments: argparse.Namespace, description: Description, result: DebianResult, say: Say
+    arguments: argparse.Namespace, description: Description, result: BuildResult, say: Say
 ) -> None:
     facts = {
         "id": description.id,
@@ -198,6 +219,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments.verb == "debian":
             return _debian(arguments, say)
+        if arguments.verb == "tree":
+            return _tree(arguments, say)
         if arguments.verb == "survey":
             surveys = [survey(ObjectFile.load(path)) for path in arguments.elf]
             print(

@@ -105,6 +105,7 @@ class CompiledObject:
 
     def __init__(self, data: bytes, name: str) -> None:
         self.name = name
+        self.raw = data
         if data[:4] != b"\x7fELF" or data[4:6] != b"\x02\x01" or len(data) < 64:
             raise Refusal("not_an_object", f"{name}: not a 64-bit little-endian ELF file")
         kind, machine = struct.unpack_from("<HH", data, 16)

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 /*
- * Stands in for a compiler driver in the build chroot: appends its working
- * directory and arguments to LOG, then becomes the real driver. argv[0] stays
- * as it is, so the driver finds its parts and spells its messages as ever, and
- * the output is the same to the byte.
+ * Stands in for a compiler driver: appends its working directory and
+ * arguments to LOG, then becomes the real driver HOME/real/<its own name>.
+ * In a chroot that is the driver's file itself, moved away: argv[0] stays as
+ * it is, so the driver finds its parts by it as ever. On a machine of others
+ * it is a link to the installed driver, which goes by its own path.
  *
  * A record is "<strings> <bytes>\n" and then that many NUL-terminated strings:
  * the working directory, the driver's file name, and argv. It is written with
@@ -16,7 +17,9 @@
 #include <string.h>
 #include <unistd.h>
 
+#ifndef HOME
 #define HOME "/usr/lib/wfpatch-build"
+#endif
 #define LOG HOME "/log/compile.log"
 
 static size_t append(char *record, size_t used, const char *string)
@@ -60,7 +63,7 @@ static void log_call(const char *driver, int argc, char **argv)
 
 int main(int argc, char **argv)
 {
-	char self[PATH_MAX], real[PATH_MAX];
+	char self[PATH_MAX], real[PATH_MAX], installed[PATH_MAX];
 	ssize_t length = readlink("/proc/self/exe", self, sizeof(self) - 1);
 	const char *name;
 
@@ -73,6 +76,11 @@ int main(int argc, char **argv)
 	if (snprintf(real, sizeof(real), HOME "/real/%s", name) >= (int)sizeof(real))
 		return 127;
 	log_call(name, argc, argv);
+	length = readlink(real, installed, sizeof(installed) - 1);
+	if (length > 0) {
+		installed[length] = '\0';
+		argv[0] = installed;
+	}
 	execv(real, argv);
 	perror(real);
 	return 127;

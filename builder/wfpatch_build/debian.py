@@ -35,11 +35,13 @@ class StockFile:
 
 
 @dataclass(frozen=True)
-class DebianResult:
-    stock: StockFile
+class BuildResult:
+    """A patch for ``image``; ``stock`` says which package it is of, None for a plain tree's."""
+
     image: ObjectFile
     identity: Identity
     patch: Result
+    stock: StockFile | None = None
 
 
 def host_suite() -> str:
@@ -148,7 +150,7 @@ def build_debian(
     change: Change,
     suite: str | None = None,
     progress: Progress = lambda text: None,
-) -> DebianResult:
+) -> BuildResult:
     """Make a patch for a binary of package ``name`` at ``version``. Raises Refusal."""
     suite = suite or host_suite()
     place = cache_root() / "download"
@@ -186,4 +188,4 @@ def build_debian(
             importable_names(image, rebuilt.build.sandbox.root or Path("/")),
             progress,
         )
-    return DebianResult(stock_file, image, identity, result)
+    return BuildResult(image, identity, result, stock_file)

@@ -19,6 +19,7 @@ REASONS: dict[str, str] = {
     "data_removed": "data that running code may use is removed or changes its kind",
     "empty_diff": "the patch changes no code of this binary",
     "functions_unexpected": "other functions change than the recipe names",
+    "generated_source": "the patch changes an input from which sources are generated",
     "init_code": "the patch changes code that runs before main() or at exit",
     "inline_assembly": "code outside of functions (assembler source or top-level asm) changes",
     "lto_unsupported": "the package is built with link-time optimisation",

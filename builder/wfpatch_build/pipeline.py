@@ -66,7 +66,7 @@ def build_patch(
     scratch = Path(tempfile.mkdtemp(prefix=".wfpatch-variants-", dir=build.tree.parent))
     try:
         changes = _compiled(build, units, change, scratch, progress)
-        check_changes(changes)
+        check_changes(changes, change.accept_layout)
         checked, differences = _compare_with_stock(stock, changes)
         progress(f"{checked - len(differences)} of {checked} old functions are the stock code")
         replaced = replaced_functions(stock, changes)

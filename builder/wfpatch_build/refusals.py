@@ -20,6 +20,7 @@ from wfpatch_build.object_change import ObjectChange
 from wfpatch_build.object_file import ObjectFile
 from wfpatch_build.pairing import is_compiler_made, source_name
 from wfpatch_build.patch_file import Replaced
+from wfpatch_build.type_layout import changed_layouts
 
 _RUN_ONCE = (".init_array", ".fini_array", ".preinit_array", ".ctors", ".dtors", ".init", ".fini")
 _ORDINARY = (
@@ -32,14 +33,18 @@ def _is(name: str, families: Sequence[str]) -> bool:
     return any(name == family or name.startswith(family + ".") for family in families)
 
 
-def check_changes(changes: Sequence[ObjectChange]) -> None:
-    """Refuse what the compiled objects show. Raises Refusal with the first reason that holds."""
+def check_changes(changes: Sequence[ObjectChange], accept_layout: Sequence[str] = ()) -> None:
+    """Refuse what the compiled objects show. Raises Refusal with the first reason that holds.
+
+    ``accept_layout`` names types (`struct x` or `x`) whose layout may change all the same.
+    """
     for change in changes:
         _check_assembly(change)
         _check_run_once(change)
         _check_main(change)
         _check_data(change)
         _check_collected(change)
+        _check_layouts(change, accept_layout)
     if all(change.diff.is_empty for change in changes):
         sources = ", ".join(change.unit.source for change in changes) or "no object of it"
         raise Refusal(
@@ -161,6 +166,19 @@ def _check_collected(change: ObjectChange) -> None:
             f"a section of its own kind in {change.unit.source} changes, which the linker collects "
             "into an array of the binary",
         )
+
+
+def _check_layouts(change: ObjectChange, accepted: Sequence[str]) -> None:
+    if change.diff.is_empty:
+        return
+    for item in changed_layouts(change.pre.raw, change.post.raw):
+        if item.type not in accepted and item.type.partition(" ")[2] not in accepted:
+            raise Refusal(
+                "data_layout_changed",
+                f"{item.type} in {change.unit.source}: {item.text}; the process has instances of "
+                "the old layout",
+                type=item.type,
+            )
 
 
 def check_replaced(image: ObjectFile, replaced: Sequence[Replaced]) -> None:

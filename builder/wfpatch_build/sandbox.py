@@ -37,8 +37,9 @@ directory=$1; shift
 exec chroot "$root" sh -c 'cd "$0" && exec "$@"' "$directory" "$@"
 """
 
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _ENVIRONMENT = {
-    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "PATH": PATH,
     "HOME": "/nonexistent",
     "LC_ALL": "C.UTF-8",
     "LANG": "C.UTF-8",
@@ -86,8 +87,7 @@ class Sandbox:
                     arguments,
                     env=environment,
                     stdin=subprocess.DEVNULL,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.PIPE,
+                    capture_output=True,
                     check=False,
                 )
             with log.open("ab") as stream:

@@ -26,12 +26,15 @@ _NUMBERED_SUFFIXES = (
 _FILE_LINE = re.compile(rb"(?m)^(?:---|\+\+\+) ([^\t\r\n]+)")
 
 
-def link_copy(tree: Path, variant: Path) -> None:
-    """A copy of ``tree`` whose files are hard links; whole copies where links do not reach."""
-    done = subprocess.run(["cp", "-al", str(tree), str(variant)], capture_output=True, check=False)
-    if done.returncode:
+def link_copy(tree: Path, variant: Path, links: bool = True) -> None:
+    """A copy of ``tree`` whose files are hard links; whole copies without ``links``, or where hard
+    links do not reach."""
+    if links:
+        done = subprocess.run(["cp", "-al", str(tree), str(variant)], capture_output=True, check=False)
+        if done.returncode == 0:
+            return
         shutil.rmtree(variant, ignore_errors=True)
-        subprocess.run(["cp", "-a", "--reflink=auto", str(tree), str(variant)], check=True)
+    subprocess.run(["cp", "-a", "--reflink=auto", str(tree), str(variant)], check=True)
 
 
 def touched_files(patch: bytes, strip: int = 1) -> list[str]:
@@ -106,7 +109,9 @@ def other_tree(tree: Path, other: Path, variant: Path) -> list[str]:
             theirs = Path(root) / file
             name = str(theirs.relative_to(other))
             ours = variant / name
-            if theirs.is_symlink() or (ours.exists() and filecmp.cmp(theirs, ours, shallow=False)):
+            if theirs.is_symlink() or _is_compiled(theirs):
+                continue
+            if ours.exists() and filecmp.cmp(theirs, ours, shallow=False):
                 continue
             ours.parent.mkdir(parents=True, exist_ok=True)
             ours.unlink(missing_ok=True)
@@ -114,6 +119,12 @@ def other_tree(tree: Path, other: Path, variant: Path) -> list[str]:
             touched.append(name)
     keep_line_numbers(tree, variant, touched)
     return sorted(touched)
+
+
+def _is_compiled(file: Path) -> bool:
+    with file.open("rb") as stream:
+        head = stream.read(8)
+    return head[:4] == b"\x7fELF" or head in (b"!<arch>\n", b"!<thin>\n")
 
 
 def keep_line_numbers(tree: Path, variant: Path, names: Iterable[str]) -> None:
