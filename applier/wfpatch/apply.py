@@ -169,7 +169,7 @@ def _report(
 
 
 def carry_on(process: LiveProcess, live: LiveRegion, timeout: int) -> Outcome:
-    """From wherever the noted transition is to its end, or until ``timeout`` seconds have passed."""
+    """From wherever the noted transition is to its end, or until ``timeout`` seconds are over."""
     note = current_note(live)
     deadline = time.monotonic() + timeout
     if note.policy == "global":
@@ -179,9 +179,8 @@ def carry_on(process: LiveProcess, live: LiveRegion, timeout: int) -> Outcome:
     if note.phase in ("arm", "start"):
         open_transition(process, live, threads.stacks())
     watch = observer(process, live, threads)
-    if current_note(live).phase == "open":
-        if not _observed(watch, deadline):
-            return Outcome(False, watch.stragglers(), *_counts(process, live, watch))
+    if current_note(live).phase == "open" and not _observed(watch, deadline):
+        return Outcome(False, watch.stragglers(), *_counts(process, live, watch))
     if current_note(live).phase in ("open", "finish_rows"):
         finish_source_rows(process, live)
     held = HeldRow(process, live, watch)

@@ -17,7 +17,7 @@ from .live_process import LiveProcess
 from .live_region import LiveRegion
 from .machine_code import CALL_RECORD_SIZE
 from .patch_elf import PatchElf
-from .thread_stack import words_inside
+from .quiescence import words_inside
 from .region import RUNNER_OFFSET, SLOT_TEXT_OFFSET
 from .region_header import Slot, Write
 from .syscalls import PROT_EXEC, PROT_READ, error_of, mmap_anonymous, mremap_over
@@ -50,6 +50,12 @@ def _is_written(process: LiveProcess, write: Write) -> bool:
             address=write.address,
         )
     return False
+
+
+def _are_written(process: LiveProcess, slot: Slot) -> bool:
+    # Every write is looked at: a foreign change must not hide behind one that is still to do.
+    written = [_is_written(process, write) for write in slot.writes]
+    return all(written)
 
 
 def _map(process: LiveProcess, live: LiveRegion, spans: Sequence[tuple[int, int]]) -> None:
@@ -152,11 +158,7 @@ def arm(process: LiveProcess, live: LiveRegion, slots: Collection[int], patch: P
     memory = process.session.memory
     region = live.region
     entries = {slot.index: armed_entry(slot, region.stub(slot.index)) for slot in wanted}
-    todo = [
-        entries[slot.index]
-        for slot in wanted
-        if not all([_is_written(process, write) for write in slot.writes])
-    ]
+    todo = [entries[slot.index] for slot in wanted if not _are_written(process, slot)]
     landings = [entry for entry in entries.values() if entry.landing]
     if landings:
         needed = {

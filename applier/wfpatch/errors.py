@@ -93,7 +93,7 @@ class Refused(WfpatchError):
 
 
 class Failed(WfpatchError):
-    """A failure after work had begun: the process is healthy and the state is named and resumable."""
+    """A failure after work had begun: the process is healthy, its state named and resumable."""
 
 
 class Usage(WfpatchError):

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The policy ``global``, the classic method: all threads stopped and checked at once, then switched,
-or let go and tried again.
+"""The policy ``global``, the classic method: all threads stopped and checked at once, then
+switched, or let go and tried again.
 
 Killed in the middle of the stores, an applier must leave every thread consistent in itself: each
 row is therefore written in one piece, so that a thread finds its row all old or all new.

@@ -18,7 +18,7 @@ from .backend.selection import select_backend
 from .bundle import Bundle
 from .discovery import Target, find_targets
 from .errors import Failed, Refused, WfpatchError
-from .report import CveReport, PatchState, ProcessReport, Result, printable, worst
+from .report import IN_FORCE, CveReport, ProcessReport, Result, printable, worst
 from .revert import revert_patch
 from .store import Store
 from .verify import blocked_report, inspect_process
@@ -166,6 +166,13 @@ class Host:
             for bundle, _ in missing
         ]
 
+    def _revertible(self, bundles: Sequence[Bundle], options: Options) -> list[str]:
+        """As _require_targets; a patch without a process is out of force already."""
+        try:
+            return self._require_targets(bundles, options)
+        except Refused as error:
+            return [error.message]
+
     def plan(self, patches: Sequence[str], options: Options) -> Result:
         """What apply would do; nothing is written and no thread is stopped."""
         bundles = self._bundles(patches)
@@ -197,7 +204,7 @@ class Host:
         """Bring ``patches`` into force in every process that maps their objects."""
         with self._store.lock(options.wait):
             bundles = self._bundles(patches)
-            warnings = self._require_targets(bundles, options)
+            warnings = self._revertible(bundles, options)
             backend = select_backend(options.backend)
             changed = False
             before: list[ProcessReport] = []
@@ -289,7 +296,7 @@ class Host:
         """Take ``patches`` out of force, those that require others first."""
         with self._store.lock(options.wait):
             bundles = tuple(reversed(self._bundles(patches)))
-            warnings = self._require_targets(bundles, options)
+            warnings = self._revertible(bundles, options)
             backend = select_backend(options.backend)
             changed = False
             before: list[ProcessReport] = []
@@ -310,7 +317,13 @@ class Host:
                     )
                     changed |= did
                     reports.append(report)
-            gone = {bundle.manifest.id for bundle in bundles}
+            kept = {
+                patch.id
+                for report in reports
+                for patch in report.patches
+                if report.reason is not None or patch.state in IN_FORCE
+            }
+            gone = {bundle.manifest.id for bundle in bundles} - kept
             if not options.pids:
                 left = tuple(patch for patch in self._store.wanted() if patch not in gone)
                 changed |= self._store.set_wanted(left)
@@ -367,6 +380,3 @@ def _guard(
         return step()
     except WfpatchError as error:
         return otherwise(error)
-
-
-__all__ = ["Host", "Options", "PatchState", "in_order"]

@@ -71,12 +71,12 @@ class LiveProcess:
 
 def _image_of(images: Sequence[ObjectImage], target: Target) -> ObjectImage:
     for image in images:
-        if image.start == target.base or image.base == target.base:
+        if target.base in (image.start, image.base):
             if image.build_id != target.build_id:
                 raise Refused(
                     "build_id_mismatch",
-                    f"{target.path} of process {target.pid} has build-id {image.build_id or 'none'} "
-                    f"in memory, {target.build_id} in its file",
+                    f"{target.path} of process {target.pid} has build-id "
+                    f"{image.build_id or 'none'} in memory, {target.build_id} in its file",
                 )
             return image
     raise Failed("target_changed", f"process {target.pid} no longer maps {target.path}")

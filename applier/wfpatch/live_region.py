@@ -144,9 +144,9 @@ def find_regions(
             if header.build_id != image.build_id or header.load_address != image.start:
                 raise Failed(
                     "header_corrupt",
-                    f"the region at {base:#x} says it belongs to {header.object_name} with build-id "
-                    f"{header.build_id} at {header.load_address:#x}, found {image.build_id} at "
-                    f"{image.start:#x}",
+                    f"the region at {base:#x} says it belongs to {header.object_name} with "
+                    f"build-id {header.build_id} at {header.load_address:#x}, found "
+                    f"{image.build_id} at {image.start:#x}",
                 )
             live.append(LiveRegion(memory, image, Region(base, header.layout), copy))
     return live, blank

@@ -100,11 +100,14 @@ def load(process: LiveProcess, plan: Plan) -> LiveRegion:
             ),
         )
     arming = plan.arming
-    if plan.slots or plan.linked is not None:
+    known = tuple(
+        replace(slot, migrate=plan.modes.get(slot.index, slot.migrate)) for slot in header.slots
+    )
+    if plan.slots or plan.linked is not None or known != header.slots:
         live.write_header(
             replace(
                 header,
-                slots=header.slots + tuple(planned.slot for planned in plan.slots),
+                slots=known + tuple(planned.slot for planned in plan.slots),
                 loaded=loaded,
                 text_cursor=plan.text_cursor,
                 data_cursor=plan.data_cursor,

@@ -104,10 +104,9 @@ class Observer:
             return
         if not seen.running:
             thread = self.threads.sleeper(sight.task, seen)
-            if thread is not None:
-                if self._judge(sight, thread):
-                    sight.stamp = seen.stamp
-                    return
+            if thread is not None and self._judge(sight, thread):
+                sight.stamp = seen.stamp
+                return
         self._visit(sight)
 
     def _visit(self, sight: Sight) -> None:

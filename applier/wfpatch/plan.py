@@ -21,6 +21,7 @@ from .region import PAGE, Region, RegionLayout, choose_base
 from .region_header import NewCode, PatchNote, Piece, Slot
 from .run_pre import require_old_code
 from .syscalls import NR_ARCH_PRCTL, NR_SIGALTSTACK, system_call
+from .tail_calls import modes, strictest
 
 AT_HWCAP2 = 26
 HWCAP2_FSGSBASE = 1 << 1
@@ -42,7 +43,7 @@ class Plan:
 
     ``live`` is the object's region, None when it must be mapped at ``region``; ``linked`` is None
     when the patch's code lies in the region already; ``numbers`` maps run-time entry
-    addresses to slots.
+    addresses to slots, ``modes`` slots that there are already to how they may migrate from now on.
     ``text_cursor`` and ``data_cursor`` are the region's after loading.
     """
 
@@ -51,6 +52,7 @@ class Plan:
     region: Region
     live: LiveRegion | None
     slots: tuple[PlannedSlot, ...]
+    modes: dict[int, str]
     numbers: dict[int, int]
     arming: ArmingPlan | None
     linked: LinkedPatch | None
@@ -103,7 +105,7 @@ def require_policy(process: LiveProcess, bundle: Bundle, policy: str) -> None:
                 "stack, or use --policy global",
                 imports=switching,
             )
-    if all(function.migrate == "never" for function in bundle.patch.functions):
+    if all(mode == "never" for mode in modes(bundle.patch).values()):
         raise Refused(
             "auto_impossible",
             f"every replaced function of {bundle.manifest.id} can be reached by a tail call from "
@@ -272,6 +274,8 @@ def make_plan(
         [slot for region in process.regions for slot in region.header.slots],
     )
     region = live.region if live else _choose_region(process, bundle)
+    wanted_modes = modes(patch)
+    slot_modes: dict[int, str] = {}
     numbers: dict[int, int] = {}
     fresh: dict[int, ReplacedFunction] = {}
     next_slot = max((slot.index for slot in slots), default=-1) + 1
@@ -280,6 +284,7 @@ def make_plan(
         known = live.slot_of(address) if live else None
         if known is not None:
             numbers[address] = known.index
+            slot_modes[known.index] = strictest(known.migrate, wanted_modes[function.address])
             continue
         numbers[address] = next_slot
         fresh[next_slot] = function
@@ -314,7 +319,7 @@ def make_plan(
                         displaced=entry.displaced,
                         relied=entry.relied,
                         landing=(entry.landing, len(entry.landing_code)),
-                        migrate=function.migrate,
+                        migrate=wanted_modes[function.address],
                         continuation=Piece(text_at, text_at + len(code), False, False),
                     ),
                     code,
@@ -345,6 +350,7 @@ def make_plan(
         region=region,
         live=live,
         slots=tuple(planned),
+        modes=slot_modes,
         numbers=numbers,
         arming=arming,
         linked=linked,

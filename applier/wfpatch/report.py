@@ -68,7 +68,7 @@ class Threads:
 
 @dataclass(frozen=True)
 class Timings:
-    """Durations in microseconds, None where nothing was measured; ``longest_stop`` of any thread."""
+    """Durations in microseconds, None where not measured; ``longest_stop`` of any thread."""
 
     load: int | None = None
     arm: int | None = None
@@ -179,9 +179,7 @@ def summary(processes: Sequence[ProcessReport]) -> dict[str, Any]:
                 "object": process.object.name,
                 "generation": process.generation,
                 "state": process.state,
-                "patches": [
-                    patch.id for patch in process.patches if patch.state in IN_FORCE
-                ],
+                "patches": [patch.id for patch in process.patches if patch.state in IN_FORCE],
             }
             for process in processes
         ],
@@ -250,7 +248,7 @@ def human(result: Result) -> str:
         )
         lines.extend(
             f"  straggler {straggler.tid} {printable(straggler.comm)}: "
-            f"{printable(straggler.function or "?")}: {straggler.reason}"
+            f"{printable(straggler.function or '?')}: {straggler.reason}"
             for straggler in threads.stragglers
         )
         if process.reason:

@@ -86,4 +86,3 @@ def used_rows(process: LiveProcess) -> tuple[int, ...]:
     """The rows that some thread may be in."""
     used = {use.row for region in process.regions for use in region.header.rows}
     return tuple(sorted(used | {0}))
-

@@ -3,17 +3,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING, Optional
 
 from .backend import Visit
 from .errors import Failed
 from .maps import Mapping
+from .quiescence import Restorers, alternate_stack, copy_sleeper, words_inside
 from .self_check_stub import StackBounds
 from .tasks import Look, Task
+from .thread_descriptor import find_descriptors
 
 if TYPE_CHECKING:
     from .backend.ptrace_requests import UserRegisters
@@ -22,41 +22,30 @@ if TYPE_CHECKING:
 Intervals = Sequence[tuple[int, int]]
 
 
-@lru_cache(maxsize=16)
-def _pattern(prefixes: frozenset[bytes]) -> re.Pattern[bytes]:
-    return re.compile(b"|".join(re.escape(prefix) for prefix in sorted(prefixes)))
+@dataclass(frozen=True)
+class Stacks:
+    """How threads prove that they are on their own stack.
 
-
-def words_inside(stack: bytes, base: int, intervals: Intervals) -> list[int]:
-    """The aligned words of ``stack`` (copied from ``base``) that lie in closed intervals.
-
-    Words of one part of the address space share their upper five bytes: those are searched for at
-    the speed of the C library, and only what is found is compared.
+    ``stackblock`` is the offset of glibc's field in struct pthread, 0 where it is unknown;
+    ``main`` the main thread's bounds; ``listed`` those of threads whose descriptors tell nothing.
+    ``signal_returns`` are the addresses to which signal handlers return: a thread with such a word
+    on its stack may run on an alternate stack that sigaltstack(2) does not tell of
+    (SS_AUTODISARM), above frames that no scan sees, so it does not migrate before the handler has
+    returned.
     """
-    if not intervals:
-        return []
-    skip = -base % 8
-    prefixes = frozenset(
-        part.to_bytes(5, "little")
-        for low, high in intervals
-        for part in range(low >> 24, (high >> 24) + 1)
-    )
-    found = []
-    for match in _pattern(prefixes).finditer(stack):
-        at = match.start() - 3
-        if at < skip or (at - skip) % 8:
-            continue
-        word = int.from_bytes(stack[at : at + 8], "little")
-        if any(low <= word <= high for low, high in intervals):
-            found.append(word)
-    return found
+
+    stackblock: int
+    main: StackBounds | None
+    listed: tuple[StackBounds, ...]
+    signal_returns: frozenset[int]
 
 
 @dataclass(frozen=True)
 class Thread:
     """A thread at one moment: its stack from ``base`` (at or below rsp) up to its end.
 
-    ``own_stack`` tells whether rsp is proved to be on the thread's own stack; ``registers`` and
+    ``own_stack`` tells whether all its frames are proved to lie in ``stack``: rsp is on the
+    thread's own stack, and no signal handler runs on an alternate one. ``registers`` and
     ``gs_base`` are known of stopped threads only.
     """
 
@@ -82,33 +71,47 @@ class Thread:
 def words_inside_thread(thread: Thread, intervals: Intervals) -> list[int]:
     """The thread's rip and words of its stack that lie in closed intervals."""
     found = [thread.rip] if any(low <= thread.rip <= high for low, high in intervals) else []
-    return found + words_inside(thread.stack, thread.base, intervals)
+    return found + [hit.word for hit in words_inside(thread.stack, thread.base, intervals)]
 
 
 class Threads:
-    """How the threads of a process are looked at."""
+    """How the threads of a process are looked at; what needs no stop is found out at once."""
 
     def __init__(self, process: LiveProcess) -> None:
         self._process = process
         self._memory = process.session.memory
+        self._restorers = Restorers.find(self._memory, process.images)
+        self._descriptors = find_descriptors(
+            process.target.pid,
+            process.session.tasks(),
+            self._memory,
+            process.memory_map,
+            process.images,
+        )
 
-    def stacks(self) -> object:
-        from .transition import Stacks
-
-        stack = self._process.memory_map.stack
+    def stacks(self) -> Stacks:
+        """What the self-check needs; a stop only for threads that have no glibc descriptor."""
         listed = []
-        main = None
-        for task in self._process.session.tasks():
-            with self._process.session.visit(task.tid, "stack_bounds") as stopped:
-                fs = stopped.registers.fs_base
-                rsp = stopped.registers.rsp
-            if stack is not None and task.tid == self._process.target.pid:
-                main = StackBounds(fs, stack.end - (8 << 20), stack.end)
-            else:
-                mapping = self._process.session.memory_map().containing(rsp)
-                if mapping and rsp < fs < mapping.end:
-                    listed.append(StackBounds(fs, mapping.start, fs))
-        return Stacks(0, main, tuple(listed))
+        session = self._process.session
+        for task in session.tasks():
+            if self._descriptors.bounds(task.tid) is not None:
+                continue
+            try:
+                with session.visit(task.tid, "stack_bounds") as stopped:
+                    base, rsp = stopped.registers.fs_base, stopped.registers.rsp
+            except Failed as error:
+                if error.reason not in ("thread_gone", "thread_unstoppable"):
+                    raise
+                continue
+            mapping = self._mapping(rsp)
+            if mapping is not None and rsp < base < mapping.end:
+                listed.append(StackBounds(base, mapping.start, base))
+        return Stacks(
+            self._descriptors.stackblock,
+            self._descriptors.main,
+            tuple(listed),
+            frozenset(self._restorers.addresses),
+        )
 
     def comm(self, tid: int) -> str:
         """The task's name now."""
@@ -124,47 +127,52 @@ class Threads:
             mapping = self._process.memory_map.containing(sp)
         return mapping if mapping is not None and mapping.readable else None
 
-    def sleeper(self, task: Task, look: Look) -> Thread | None:
-        """A sleeping task, copied without a stop; None when it moved meanwhile or runs."""
-        mapping = self._mapping(look.sp)
-        if mapping is None:
-            return None
-        base = look.sp & -8
+    def _copy(self, base: int, high: int) -> bytes | None:
         try:
-            stack = self._memory.read(base, mapping.end - base)
+            return self._memory.read(base, high - base)
         except Failed as error:
             if error.reason != "memory_unreadable":
                 raise
             return None
-        again = self._process.session.look(task.tid)
-        if again is None or again.running or again.stamp != look.stamp or again.sp != look.sp:
+
+    def sleeper(self, task: Task, look: Look) -> Thread | None:
+        """A sleeping task on its own stack, copied without a stop; None for any other."""
+        bounds = self._descriptors.bounds(task.tid)
+        if bounds is None:
             return None
-        return Thread(task.tid, look.pc, look.sp, base, stack, True)
+        session = self._process.session
+        try:
+            copy = copy_sleeper(
+                look, self._memory, (bounds.low, bounds.high), lambda: session.look(task.tid)
+            )
+        except Failed as error:
+            if error.reason != "memory_unreadable":
+                raise
+            return None
+        if copy is None:
+            return None
+        own = alternate_stack(copy.data, copy.sp, self._restorers, copy.pc) is None
+        return Thread(task.tid, copy.pc, copy.sp, copy.sp, copy.data, own)
 
     def stopped(self, visit: Visit) -> Thread | None:
         """A stopped task; None when its stack cannot be read."""
         registers = visit.registers.copy()
-        mapping = self._mapping(registers.rsp)
-        if mapping is None:
+        rsp = registers.rsp
+        base = rsp & -8
+        bounds = self._descriptors.bounds_of(registers.fs_base)
+        if bounds is not None and bounds.low <= rsp < bounds.high:
+            high, own = bounds.high, True
+        else:
+            mapping = self._mapping(rsp)
+            if mapping is None:
+                return None
+            own = bounds is None and rsp < registers.fs_base < mapping.end
+            high = registers.fs_base if own else mapping.end
+        stack = self._copy(base, high)
+        if stack is None:
             return None
-        base = registers.rsp & -8
-        try:
-            stack = self._memory.read(base, mapping.end - base)
-        except Failed as error:
-            if error.reason != "memory_unreadable":
-                raise
-            return None
-        own = mapping.path == "[stack]" or registers.rsp < registers.fs_base < mapping.end
-        return Thread(
-            visit.tid,
-            registers.rip,
-            registers.rsp,
-            base,
-            stack,
-            own,
-            registers,
-            registers.gs_base,
-        )
+        own = own and alternate_stack(stack, base, self._restorers, registers.rip) is None
+        return Thread(visit.tid, registers.rip, rsp, base, stack, own, registers, registers.gs_base)
 
     def unwind(self, thread: Thread) -> tuple[int, ...] | None:
         """The addresses of all frames; None when the stack cannot be unwound."""

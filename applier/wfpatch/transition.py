@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from .elf_object import auxiliary_vector
 from .errors import Refused
@@ -35,22 +35,10 @@ from .region_header import (
     TransitionNote,
 )
 from .rows import used_rows
-from .self_check_stub import MODES, Counters, Descriptor, StackBounds
+from .self_check_stub import MODES, Counters, Descriptor
+from .thread_stack import Stacks
 
 SCAN_CAP = 256 << 10
-
-
-@dataclass(frozen=True)
-class Stacks:
-    """How threads prove that they are on their own stack (thread_descriptor.py).
-
-    ``stackblock`` is the offset of glibc's field in struct pthread, 0 where it is unknown;
-    ``main`` the main thread's bounds; ``listed`` those of the threads there are now.
-    """
-
-    stackblock: int
-    main: StackBounds | None
-    listed: tuple[StackBounds, ...]
 
 
 def target_generation(
@@ -72,7 +60,7 @@ def note_transition(
     policy: str,
     timeout: int,
 ) -> None:
-    """Write down a transition to ``patches`` in the header, phase ``arm``: nothing depends on it yet.
+    """Note a transition to ``patches`` in the header, phase ``arm``: nothing depends on it yet.
 
     From an open transition (a revert of it), its target row is the source.
     """
@@ -184,7 +172,11 @@ def _descriptor(
         held_row=held,
         fsgsbase=bool(hardware & HWCAP2_FSGSBASE),
         scan_cap=SCAN_CAP,
-        ranges=tuple(old_intervals(live, source.generation) + live.pending_intervals()),
+        ranges=(
+            *old_intervals(live, source.generation),
+            *live.pending_intervals(),
+            *((address, address) for address in sorted(stacks.signal_returns)),
+        ),
         modes=_modes(live),
         text=(*live.image.text, (region.text, region.end)),
         main_tcb=main.tcb if main else 0,

@@ -23,8 +23,7 @@ def _ssh_keygen(
             ["ssh-keygen", *arguments],
             input=stdin,
             stdin=subprocess.DEVNULL if stdin is None else None,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            capture_output=True,
             env=ENVIRONMENT,
             timeout=TIMEOUT,
             check=False,
@@ -34,9 +33,7 @@ def _ssh_keygen(
             "signature_invalid", "ssh-keygen is not installed, so no signature can be verified"
         ) from None
     except subprocess.TimeoutExpired:
-        raise Refused(
-            "signature_invalid", f"ssh-keygen gave no answer in {TIMEOUT:g} s"
-        ) from None
+        raise Refused("signature_invalid", f"ssh-keygen gave no answer in {TIMEOUT:g} s") from None
 
 
 def verify(data: bytes, signature: Path, allowed_signers: Path) -> str:
@@ -51,9 +48,7 @@ def verify(data: bytes, signature: Path, allowed_signers: Path) -> str:
             "signer_unknown",
             f"{allowed_signers} does not exist: no signer is allowed on this host",
         )
-    found = _ssh_keygen(
-        ["-Y", "find-principals", "-s", str(signature), "-f", str(allowed_signers)]
-    )
+    found = _ssh_keygen(["-Y", "find-principals", "-s", str(signature), "-f", str(allowed_signers)])
     principals = found.stdout.decode("utf-8", "replace").split("\n")
     principal = principals[0].strip() if principals else ""
     if found.returncode != 0 or not principal:
