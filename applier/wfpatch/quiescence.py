@@ -157,7 +157,7 @@ def words_inside(
     return _ranges(tuple((low, high) for low, high in intervals)).scan(stack, base)
 
 
-# -- the thread's own stack ---------------------------------------------------------------------------
+# -- the thread's own stack ---------------------------------------------------------------------
 
 
 class Text(Protocol):
