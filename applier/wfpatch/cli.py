@@ -89,7 +89,10 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--policy", choices=("auto", "points", "global"))
             command.add_argument("--backend", choices=("auto", "ptrace", "kernel"), default="auto")
             command.add_argument(
-                "--timeout", type=int, metavar="SECONDS", help="of the transition; default: manifest"
+                "--timeout",
+                type=int,
+                metavar="SECONDS",
+                help="of the transition; default: manifest",
             )
         if name == "apply":
             command.add_argument("--dry-run", action="store_true", help="the same as plan")
