@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-import os
 import pathlib
 import subprocess
 
-from .checkout import COMMANDS, OUTPUT, Recipe, recipe
+from .checkout import COMMANDS, OUTPUT, Recipe
 from .narration import Failure, show
 
 SIGNER = "demo@wfpatch.example"
@@ -27,28 +26,14 @@ def make_signer() -> tuple[pathlib.Path, pathlib.Path]:
     return key, signers
 
 
-def required(patch: Recipe) -> list[Recipe]:
-    """What has to be applied to the source before, oldest first."""
-    found: list[Recipe] = []
-    for name in patch.requires:
-        below = recipe(name)
-        found += [one for one in [*required(below), below] if one not in found]
-    return found
-
-
 def build(patch: Recipe, key: pathlib.Path) -> pathlib.Path:
-    """The bundle of a recipe; Failure with the builder's reason when there is none."""
+    """The signed bundle of a recipe; Failure when the builder refuses it."""
     folder = OUTPUT / "bundles" / patch.id
     command = [
-        *(str(COMMANDS / "wfpatch-build"), "debian", patch.data["package"]),
-        *("--old", patch.data["version"], "--recipe", str(patch.folder / "recipe.yml")),
-        *("--patch", str(patch.patch)),
+        *(str(COMMANDS / "wfpatch-build"), "debian", "--recipe", str(patch.folder / "recipe.yml")),
+        *("--key", str(key), "--output", str(folder)),
     ]
-    for below in required(patch):
-        command += ["--base-patch", str(below.patch)]
-    command += ["--sign", str(key), "--output", str(folder)]
-    environment = {**os.environ, "NO_COLOR": "1"}
-    code, _ = show(command, OUTPUT / f"build-{patch.id}.log", environment)
+    code, _ = show(command, OUTPUT / f"build-{patch.id}.log")
     if code:
         raise Failure(f"the builder refused {patch.id}")
     return folder
