@@ -17,7 +17,7 @@ from .backend import Backend
 from .backend.selection import select_backend
 from .bundle import Bundle
 from .discovery import Target, find_targets
-from .errors import Failed, Refused, WfpatchError
+from .errors import Refused, WfpatchError
 from .report import IN_FORCE, CveReport, ProcessReport, Result, printable, worst
 from .revert import revert_patch
 from .store import Store
@@ -207,6 +207,7 @@ class Host:
             warnings = self._revertible(bundles, options)
             backend = select_backend(options.backend)
             changed = False
+            unhealthy = ""
             before: list[ProcessReport] = []
             reports: list[ProcessReport] = []
             for bundle in bundles:
@@ -231,8 +232,13 @@ class Host:
                 ):
                     changed |= self._want(bundle.manifest.id)
                 if options.until == "finish":
-                    self._check_health(bundle, reports[patched_before:])
-            return self._result(changed, bundles, before, reports, warnings, backend)
+                    unhealthy = self._check_health(bundle, reports[patched_before:])
+                    if unhealthy:
+                        break
+            result = self._result(changed, bundles, before, reports, warnings, backend)
+            if unhealthy and result.reason is None:
+                result = replace(result, reason="health_check_failed", message=unhealthy)
+            return result
 
     def _want(self, patch_id: str) -> bool:
         wanted = self._store.wanted()
@@ -268,10 +274,11 @@ class Host:
             changed = True
         return report, changed
 
-    def _check_health(self, bundle: Bundle, reports: Sequence[ProcessReport]) -> None:
+    def _check_health(self, bundle: Bundle, reports: Sequence[ProcessReport]) -> str:
+        """What is wrong with the service's health, "" when nothing is or nobody asked."""
         check = bundle.manifest.health_check
         if check is None or not any(report.state == "patched" for report in reports):
-            return
+            return ""
         try:
             done = subprocess.run(
                 list(check.command),
@@ -282,15 +289,11 @@ class Host:
                 check=False,
             )
         except (OSError, subprocess.TimeoutExpired) as error:
-            raise Failed(
-                "health_check_failed", f"health check of {bundle.manifest.id}: {error}"
-            ) from None
+            return f"health check of {bundle.manifest.id}: {error}"
         if done.returncode != 0:
-            raise Failed(
-                "health_check_failed",
-                f"health check of {bundle.manifest.id} exited {done.returncode}: "
-                + printable(done.stdout.decode("utf-8", "replace")[-500:]),
-            )
+            said = printable(done.stdout.decode("utf-8", "replace")[-500:])
+            return f"health check of {bundle.manifest.id} exited {done.returncode}: {said}"
+        return ""
 
     def revert(self, patches: Sequence[str], options: Options) -> Result:
         """Take ``patches`` out of force, those that require others first."""

@@ -100,8 +100,11 @@ def load(process: LiveProcess, plan: Plan) -> LiveRegion:
             ),
         )
     arming = plan.arming
+    planned_anew = {planned.slot.index for planned in plan.slots}
     known = tuple(
-        replace(slot, migrate=plan.modes.get(slot.index, slot.migrate)) for slot in header.slots
+        replace(slot, migrate=plan.modes.get(slot.index, slot.migrate))
+        for slot in header.slots
+        if slot.index not in planned_anew
     )
     if plan.slots or plan.linked is not None or known != header.slots:
         live.write_header(

@@ -218,6 +218,14 @@ def _site(process: LiveProcess, region: Region, slot: int, function: ReplacedFun
     )
 
 
+def _untouched(process: LiveProcess, slot: Slot) -> bool:
+    """Whether nothing of the slot's arming is written, so that it may be armed another way."""
+    memory = process.session.memory
+    return all(
+        memory.read(write.address, len(write.before)) == write.before for write in slot.writes
+    )
+
+
 def _plan_arming(
     process: LiveProcess,
     region: Region,
@@ -239,6 +247,7 @@ def _plan_arming(
         armed_entry(slot, other.region.stub(slot.index))
         for other in process.regions
         for slot in other.header.slots
+        if slot.index not in fresh or other is not live
     )
     pages = live.header.landing_pages if live else ()
     return plan_arming(
@@ -282,6 +291,11 @@ def make_plan(
     for function in patch.functions:
         address = process.image.address(function.address)
         known = live.slot_of(address) if live else None
+        if known is not None and not known.armed and _untouched(process, known):
+            # Given out by a run that ended before arming: planned anew, as the map is now.
+            numbers[address] = known.index
+            fresh[known.index] = function
+            continue
         if known is not None:
             numbers[address] = known.index
             slot_modes[known.index] = strictest(known.migrate, wanted_modes[function.address])

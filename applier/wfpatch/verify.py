@@ -109,6 +109,8 @@ def _read_region(live: LiveRegion) -> Findings:
         findings.damage.append("the region's check routine changed")
     rows = _rows(live)
     note = header.transition
+    if note is not None and note.kind == "apply" and note.phase == "arm":
+        note = None  # nothing leads to the new code yet
     current = live.code(live.generation())
     target = live.code(live.generation(note.target_generation)) if note else current
     owner = {code.address: loaded.id for loaded in header.loaded for code in loaded.code}
