@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from .arming import ArmingPlan, EntrySite, Occupied, armed_entry, plan_arming, scratch_span
 from .bundle import Bundle
 from .elf_object import auxiliary_vector
-from .errors import Refused
+from .errors import Failed, Refused
 from .link import STUB_SIZE, LinkedPatch, link
 from .live_process import LiveProcess
 from .live_region import LiveRegion
@@ -124,7 +124,12 @@ def _require_stub_calls(process: LiveProcess) -> None:
         ]
     session = process.session
     for task in session.tasks():
-        found = session.seccomp(task.tid).first_forbidden(calls)
+        try:
+            found = session.seccomp(task.tid).first_forbidden(calls)
+        except Failed as error:
+            if error.reason != "thread_gone":
+                raise
+            continue
         if found is not None:
             call, verdict = found
             raise Refused(
