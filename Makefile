@@ -69,11 +69,11 @@ test-floor: setup ## The applier's tests on the oldest Python and C library that
 
 .PHONY: test-unit
 test-unit: setup applier ## The collection's plugins, by ansible-test units
-	@setup/ansible_test units --local --requirements --python 3.11 --color no
+	@setup/ansible_test units --local --python 3.11 --color no
 
 .PHONY: test-integration
 test-integration: setup applier ## The collection's modules on this machine, by ansible-test integration
-	@setup/ansible_test integration --local --requirements --python 3.11 --color no
+	@setup/ansible_test integration --local --python 3.11 --color no
 
 .PHONY: test-fleet
 test-fleet: collection ## Playbooks on SSH hosts in namespaces, with real services under load
