@@ -8,6 +8,7 @@ and read lies in .work/demo afterwards.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import pathlib
@@ -29,7 +30,6 @@ from sshfleet import fleet as fleets
 from sshfleet import namespaces
 from sshfleet.fleet import Fleet
 
-FLEET, TWINS = "demo", "demo-twins"
 READER = TOP / "tests" / "apps" / "gdb_reader"
 
 
@@ -194,11 +194,11 @@ class Demonstration:
         say(f"report: {OUTPUT / 'report.json'} (accepted by schemas/report.schema.json)")
 
 
-def before(plan: Plan) -> None:
+def before(plan: Plan, name: str) -> None:
     """The faults in stock services: on twins, since some of them end the server."""
     fatal = [patch for patch in plan.recipes if patch.fatal_before]
     count = max(1, len(fatal))
-    with fleets.running(count, plan.services, TWINS) as twins:
+    with fleets.running(count, plan.services, name) as twins:
         for patch in plan.recipes:
             # Each fatal provocation has a twin of its own; the others are done on the last one,
             # before its own.
@@ -217,6 +217,19 @@ def main() -> int:
         return 2
     # A TERM ends this as an interrupt does: through every `finally`.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # One run at a time in a checkout; the name keeps those of several checkouts apart.
+    OUTPUT.parent.mkdir(exist_ok=True)
+    with open(OUTPUT.with_suffix(".lock"), "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print("demo: another one runs in this checkout", file=sys.stderr)
+            return 2
+        return demonstrate(f"demo-{os.getpid()}")
+
+
+def demonstrate(name: str) -> int:
+    """Runs it on a fleet of that name; see main for the exit codes."""
     plan = checkout.read_plan(pathlib.Path(__file__).with_name("plan.toml"))
     shutil.rmtree(OUTPUT, ignore_errors=True)
     OUTPUT.mkdir(parents=True)
@@ -224,7 +237,7 @@ def main() -> int:
         step(
             f"a fleet of {plan.hosts} SSH hosts with {' and '.join(plan.services)}, as Debian ships"
         )
-        with fleets.running(plan.hosts, plan.services, FLEET) as fleet:
+        with fleets.running(plan.hosts, plan.services, name) as fleet:
             for record in fleet.hosts:
                 running = " ".join(f"{name}[{pid}]" for name, pid in record.services.items())
                 say(f"{record.name} {record.address} {running}")
@@ -234,7 +247,7 @@ def main() -> int:
                 key, signers = bundles.make_signer()
                 folders = [str(bundles.build(patch, key)) for patch in plan.recipes]
                 step("the faults, in stock twins of the services")
-                before(plan)
+                before(plan, f"{name}-twins")
                 loads.phase("quiet")
                 variables = {
                     "wfpatch_patches": folders,

@@ -13,6 +13,7 @@ import yaml
 
 TOP = pathlib.Path(__file__).resolve().parents[2]
 CATALOGUE = TOP / "catalogue"
+#: What a run makes and keeps.
 OUTPUT = TOP / ".work" / "demo"
 #: The interpreter's own folder is that of the virtual environment's commands.
 COMMANDS = pathlib.Path(sys.executable).parent
