@@ -69,13 +69,14 @@ static void on_signal(int number)
 
 __attribute__((noinline)) static void raise_inside(int number)
 {
-	// inlined, so that this function's own frame is the interrupted one
-	register long tid __asm__("rdi") = getpid();
-	register long to __asm__("rsi") = gettid();
+	// the call as code of its own, so that this very function is the interrupted one
+	long pid = getpid(), tid = gettid();
+	register long process __asm__("rdi") = pid;
+	register long thread __asm__("rsi") = tid;
 	register long which __asm__("rdx") = number;
 	long result = SYS_tgkill;
 
-	__asm__ volatile("syscall" : "+a"(result) : "r"(tid), "r"(to), "r"(which) : "rcx", "r11", "memory");
+	__asm__ volatile("syscall" : "+a"(result) : "r"(process), "r"(thread), "r"(which) : "rcx", "r11", "memory");
 }
 
 __attribute__((noinline)) static void on_alternate(char *stack)
