@@ -168,6 +168,11 @@ class Text(Protocol):
         """[start, end) of each."""
 
 
+def is_restorer(code: bytes) -> bool:
+    """Whether code begins with the call of rt_sigreturn that ends a signal handler."""
+    return code.startswith(_RESTORERS)
+
+
 class Restorers:
     """Where signal handlers return to: the code that leaves a signal frame by rt_sigreturn."""
 
