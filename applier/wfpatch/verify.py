@@ -138,7 +138,9 @@ def _read_region(live: LiveRegion) -> Findings:
         elif slot.armed and current[slot.index] != slot.continuation.low:
             leads_to = "new"
         else:
-            leads_to, address = "old", slot.address
+            leads_to = "old"  # by the old continuation, where the entry is armed
+            if not slot.armed:
+                address = slot.address
         findings.functions.append(
             FunctionReport(
                 printable(slot.name),
