@@ -109,11 +109,11 @@ class ActionModule(ActionBase):
             so_far = (
                 outcome["result"] if so_far is None else merge_results(so_far, outcome["result"])
             )
-        outcome = self._call(args)
+        outcome = self._merged(so_far, self._call(args))
         if "result" in outcome:
             for step in ("threads", "finish"):
                 self._progress.step(step, outcome["result"], self._ids)
-        return self._merged(so_far, outcome)
+        return outcome
 
     @staticmethod
     def _merged(earlier: Values | None, outcome: Values) -> Values:

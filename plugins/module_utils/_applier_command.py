@@ -22,6 +22,29 @@ DEFAULT_STORE = "/var/lib/wfpatch"
 DEFAULT_ALLOWED_SIGNERS = "/etc/wfpatch/allowed_signers"
 
 
+#: A host takes its worst process: the later in this order, the worse. As in the applier.
+STATES = (
+    "not_affected",
+    "fixed",
+    "patched",
+    "unknown",
+    "pending",
+    "partial",
+    "unpatchable",
+    "blocked",
+    "vulnerable",
+)
+
+
+def worst(states):
+    """The worst of the states; not_affected when there are none."""
+    return max(
+        states,
+        key=lambda state: STATES.index(state) if state in STATES else len(STATES),
+        default="not_affected",
+    )
+
+
 class ApplierFailure(Exception):
     """The host cannot do what was asked: ``reason`` is a reason code, ``facts`` go into the
     module's result.

@@ -230,6 +230,7 @@ from ansible_collections.wfpatch.fleet.plugins.module_utils._applier_command imp
     call,
     difference,
     payloads_spec,
+    worst,
 )
 
 
@@ -252,6 +253,32 @@ def words(params, plan):
     return arguments
 
 
+def planned_apply(answer, params):
+    """A plan lists the processes as they are; this says how they would be, for the difference."""
+    if not answer.result["changed"] or answer.result["after"] != answer.result["before"]:
+        return answer
+    planned = {
+        (process["pid"], process["object"]["name"]): [
+            patch["id"] for patch in process["patches"] if patch["id"] in params["ids"]
+        ]
+        for process in answer.result["processes"]
+        if process["reason"] is None
+    }
+    after = json.loads(json.dumps(answer.result["after"]))
+    for process in after["processes"]:
+        added = [
+            patch
+            for patch in planned.get((process["pid"], process["object"]), [])
+            if patch not in process["patches"]
+        ]
+        if added:
+            process["patches"] += added
+            process["generation"] += len(added)
+            process["state"] = "patched"
+    after["state"] = worst(process["state"] for process in after["processes"])
+    return Answer(answer.exit_code, dict(answer.result, after=after))
+
+
 def planned_revert(answer, params):
     """What a revert would change, from what is in force now: the applier plans for apply only."""
     pids, ids = params["pids"], set(params["ids"])
@@ -263,8 +290,7 @@ def planned_revert(answer, params):
             process["patches"] = [each for each in process["patches"] if each not in ids]
             process["generation"] += 1
             process["state"] = "patched" if process["patches"] else "vulnerable"
-    if changed:
-        after["state"] = "vulnerable"
+    after["state"] = worst(process["state"] for process in after["processes"])
     result = dict(answer.result, before=answer.result["after"], after=after, changed=changed)
     return Answer(OK if answer.exit_code == PENDING else answer.exit_code, result)
 
@@ -276,9 +302,11 @@ def ask(module):
         return planned_revert(call(module, "status", "--", *module.params["ids"]), module.params)
     arguments = words(module.params, plan)
     if not module.check_mode:
-        return call(module, *arguments)
+        answer = call(module, *arguments)
+        return planned_apply(answer, module.params) if plan else answer
     with tempfile.TemporaryDirectory(dir=module.tmpdir) as scratch:
-        return call(module, *arguments, **planned_paths(module, scratch))
+        answer = call(module, *arguments, **planned_paths(module, scratch))
+        return planned_apply(answer, module.params)
 
 
 def planned_paths(module, scratch):
@@ -330,6 +358,9 @@ def planned_store(module, planned):
 
 def accepted(module, answer):
     """Whether this end of the run is a success."""
+    if answer.state == "not_affected" and module.params["state"] == "applied":
+        # Nothing was patched: whatever the exit code, that is no success unless it was foreseen.
+        return "not_affected" in module.params["accept"]
     if answer.exit_code == OK:
         return True
     if answer.exit_code == PENDING:
@@ -384,7 +415,11 @@ def main():
     for warning in answer.result["warnings"]:
         module.warn(warning)
     if not accepted(module, answer):
-        module.fail_json(msg=answer.message, **facts)
+        message = answer.message
+        if answer.exit_code == OK:
+            facts["reason"] = facts["reason"] or "no_matching_process"
+            message = "; ".join(answer.result["warnings"]) or "no process maps a patched object"
+        module.fail_json(msg=message, **facts)
     module.exit_json(msg=answer.result["message"], **facts)
 
 

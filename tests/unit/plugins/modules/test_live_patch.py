@@ -44,7 +44,10 @@ def test_apply_twice_and_revert(live, host):
 def test_check_mode_changes_nothing(live, host):
     planned = live(check=True)
     assert planned["changed"]
-    assert "example-b" in planned["diff"]["after"]
+    assert planned["diff"]["after"] == (
+        "state: patched\n"
+        "example[812] example: patched, generation 2, patches in force: example-a, example-b\n"
+    )
     assert host.processes[0]["patches"] == []
     live()
     planned = live(check=True, state="reverted", ids=["example-b"])
@@ -113,6 +116,16 @@ def test_a_step_leaves_the_transition_open(live):
     assert "failed" not in step
     assert (step["state"], step["exit_code"]) == ("pending", 4)
     assert live()["state"] == "patched"
+
+
+def test_a_host_without_such_a_process(live, host):
+    host.tell(processes=[])
+    found = live()
+    assert found["failed"]
+    assert found["reason"] == "no_matching_process"
+    assert live(check=True)["reason"] == "no_matching_process"
+    assert "failed" not in live(accept=["not_affected"])
+    assert "failed" not in live(accept=["not_affected"], check=True)
 
 
 def test_no_patches_named(live):
