@@ -96,7 +96,7 @@ def load(process: LiveProcess, plan: Plan) -> LiveRegion:
                 text=(plan.text_at, plan.text_at + len(linked.text)),
                 data=(plan.data_at, plan.data_at + len(linked.data)),
                 text_digest=hashlib.sha256(linked.text).hexdigest(),
-                frames=linked.eh_frame[0] if linked.eh_frame else 0,
+                frames=linked.eh_frame or (0, 0),
             ),
         )
     arming = plan.arming

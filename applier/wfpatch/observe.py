@@ -118,6 +118,10 @@ class Observer:
         try:
             with self.process.session.visit(sight.task.tid, "observe") as stopped:
                 thread = self.threads.stopped(stopped)
+                frames = None
+                if thread is not None and not thread.own_stack:
+                    # Part of its frames lies on a stack that the copy does not hold.
+                    frames = self.threads.unwind(thread, still_stopped=True)
         except Failed as error:
             if error.reason not in ("thread_gone", "thread_unstoppable"):
                 raise
@@ -128,9 +132,8 @@ class Observer:
             return
         if self._in_target(sight, thread) or self._judge(sight, thread):
             return
-        if thread.registers is None:
-            return
-        frames = self.threads.unwind(thread)
+        if thread.own_stack:
+            frames = self.threads.unwind(thread)
         if frames is None:
             return
         inside = [
@@ -279,9 +282,15 @@ class HeldRow:
                 if row not in self._held:
                     sight.reason = "is on its way into a replaced function"
                     return not in_stub
-                if not in_stub and thread.own_stack and not words_inside_thread(thread, watch.old):
+                if in_stub:
+                    sight.reason = "is on its way into a replaced function"
+                    return False
+                if self._is_free(thread):
                     stopped.set_gs_base(self._target * 4096)
                     return True
+                if not thread.own_stack:
+                    sight.reason = "stays in old code, in a signal handler or on a foreign stack"
+                    return False
         except Failed as error:
             if error.reason == "thread_gone":
                 return True
@@ -290,6 +299,16 @@ class HeldRow:
             sight.reason = error.message
             return False
         return self._unwound(sight, thread)
+
+    def _is_free(self, thread: Thread) -> bool:
+        """Whether a stopped thread, outside of stub text, has no frame of old code."""
+        if thread.own_stack:
+            return not words_inside_thread(thread, self._watch.old)
+        frames = self._watch.threads.unwind(thread, still_stopped=True)
+        intervals = (*self._watch.old, *self._watch.pending)
+        return frames is not None and not any(
+            low <= address <= high for address in frames for low, high in intervals
+        )
 
     def _unwound(self, sight: Sight, thread: Thread) -> bool:
         """Clear a held thread by its frames, and move it if it is still where it was."""

@@ -110,11 +110,11 @@ class NewCode:
 
 @dataclass(frozen=True)
 class LoadedPatch:
-    """A patch whose code lies in the region, in force or not: applied again, it is not loaded again.
+    """A patch whose code lies in the region, in force or not: it is loaded only once.
 
     ``digest`` as in PatchNote; ``text`` and ``data`` are the runtime intervals ``[low, high)`` it
-    takes; ``text_digest`` the SHA-256 of the text as written; ``frames`` the address of the new
-    code's unwind table, 0 where there is none.
+    takes; ``text_digest`` the SHA-256 of the text as written; ``frames`` the address and size of the
+    new code's unwind table, (0, 0) where there is none.
     """
 
     id: str
@@ -123,7 +123,7 @@ class LoadedPatch:
     text: tuple[int, int]
     data: tuple[int, int]
     text_digest: str
-    frames: int
+    frames: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -259,7 +259,7 @@ def _loaded_json(patch: LoadedPatch) -> dict[str, object]:
         "text": list(patch.text),
         "data": list(patch.data),
         "text_digest": patch.text_digest,
-        "frames": patch.frames,
+        "frames": list(patch.frames),
     }
 
 
@@ -415,6 +415,7 @@ def _read_code(fields: Fields) -> NewCode:
 def _read_loaded(fields: Fields) -> LoadedPatch:
     text = _integers(fields.raw("text"), "text", 2)
     data = _integers(fields.raw("data"), "data", 2)
+    frames = _integers(fields.raw("frames"), "frames", 2)
     return LoadedPatch(
         id=fields.text("id", 128),
         digest=fields.text("digest", 64),
@@ -422,7 +423,7 @@ def _read_loaded(fields: Fields) -> LoadedPatch:
         text=(text[0], text[1]),
         data=(data[0], data[1]),
         text_digest=fields.text("text_digest", 64),
-        frames=_address(fields, "frames"),
+        frames=(frames[0], frames[1]),
     )
 
 

@@ -14,6 +14,7 @@ from .quiescence import Restorers, alternate_stack, copy_sleeper, words_inside
 from .self_check_stub import StackBounds
 from .tasks import Look, Task
 from .thread_descriptor import find_descriptors
+from .unwind import CopiedCode, StackMemory, Unwinder, stop_registers
 
 if TYPE_CHECKING:
     from .backend.ptrace_requests import UserRegisters
@@ -87,6 +88,22 @@ class Threads:
             self._memory,
             process.memory_map,
             process.images,
+        )
+        self._unwinder = Unwinder(
+            self._memory,
+            process.images,
+            [
+                loaded.frames
+                for region in process.regions
+                for loaded in region.header.loaded
+                if loaded.frames[1]
+            ],
+            [
+                CopiedCode(slot.continuation.high, ((slot.continuation.low, slot.address),))
+                for region in process.regions
+                for slot in region.header.slots
+                if slot.way != "hold"
+            ],
         )
 
     def stacks(self) -> Stacks:
@@ -174,6 +191,15 @@ class Threads:
         own = own and alternate_stack(stack, base, self._restorers, registers.rip) is None
         return Thread(visit.tid, registers.rip, rsp, base, stack, own, registers, registers.gs_base)
 
-    def unwind(self, thread: Thread) -> tuple[int, ...] | None:
-        """The addresses of all frames; None when the stack cannot be unwound."""
-        return None
+    def unwind(self, thread: Thread, still_stopped: bool = False) -> tuple[int, ...] | None:
+        """The addresses of all frames of a thread that was stopped; None when it cannot be unwound.
+
+        ``still_stopped`` lets the unwinder follow a signal handler to the stack it interrupted,
+        which is not in the copy.
+        """
+        if thread.registers is None:
+            return None
+        beyond = self._memory if still_stopped else None
+        memory = StackMemory(thread.base, thread.stack, beyond)
+        unwound = self._unwinder.unwind(stop_registers(thread.registers), memory)
+        return tuple(frame.pc for frame in unwound.frames) if unwound.complete else None
