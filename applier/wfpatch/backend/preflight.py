@@ -78,7 +78,7 @@ def require_untraced_tasks(pid: int, tasks: tuple[Task, ...]) -> dict[int, int]:
         if status is None:
             continue
         tracer = int(status.get("TracerPid", "0"))
-        if tracer and tracer != os.getpid():
+        if tracer and not os.path.exists(f"/proc/self/task/{tracer}"):
             raise Refused(
                 "already_traced",
                 f"thread {task.tid} ({task.comm}) of process {pid} is traced by process {tracer};"

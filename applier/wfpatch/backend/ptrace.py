@@ -341,8 +341,8 @@ class PtraceSession:
             if not injection.poll(deadline):
                 raise Failed(
                     "injection_timeout",
-                    f"process {self.pid}: a thread has not finished an earlier batch of system calls"
-                    " yet; try again later",
+                    f"process {self.pid}: a thread has not finished an earlier batch of system"
+                    " calls yet; try again later",
                     pid=self.pid,
                 )
         self.memory.write(runner.records, bytes(runner.capacity * injection.RECORD.size))

@@ -163,6 +163,14 @@ class Tracee:
             return self.gone()
         status = read_status(self.tgid, self.tid)
         tracer = int(status["TracerPid"]) if status else 0
+        if self.tid in self._overdue:
+            return Failed(
+                "thread_unstoppable",
+                f"thread {self.tid} of process {self.tgid} has not answered an earlier request to"
+                " stop yet; try again later",
+                pid=self.tgid,
+                tid=self.tid,
+            )
         if tracer:
             return Failed(
                 "already_traced",
@@ -212,6 +220,7 @@ class Tracee:
                     leader = Tracee(
                         self.tgid, self.tgid, self.memory, self._overdue, self.interrupted
                     )
+                    leader.interrupt()
                     self._overdue.add(leader)
                 raise self.gone() from None
             if pid == 0:
