@@ -43,7 +43,10 @@ class Visit(Protocol):
     """A stopped thread."""
 
     tid: int
-    registers: UserRegisters
+
+    @property
+    def registers(self) -> UserRegisters:
+        """The thread's registers; changes count once set_registers() is called."""
 
     def set_registers(self) -> None:
         """Make ``registers``, as changed by the caller, the thread's registers."""
