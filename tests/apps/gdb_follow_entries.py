@@ -22,26 +22,26 @@ def memory(address, length):
     return gdb.selected_inferior().read_memory(address, length).tobytes()
 
 
-def signed(data):
-    return int.from_bytes(data, "little", signed=True)
-
-
 def follow(entry):
-    """The addresses jumped to, and the cell that the last jump reads relative to the GS base."""
+    """The addresses jumped to, and the cell that the last jump reads relative to the GS base.
+
+    gdb's disassembler says what a jump is, so no form of it has to be known here.
+    """
+    architecture = gdb.selected_inferior().architecture()
     at, jumps = entry, []
     for _ in range(MOST_JUMPS):
-        code = memory(at, 14)
-        if code[:3] == b"\x65\xff\x25":  # jmp *%gs:disp32(%rip)
-            return jumps, at + 7 + signed(code[3:7])
-        if code[:1] == b"\xe9":  # jmp rel32
-            at += 5 + signed(code[1:5])
-        elif code[:1] == b"\xeb":  # jmp rel8
-            at += 2 + signed(code[1:2])
-        elif code[:6] == b"\xff\x25\0\0\0\0":  # jmp *0(%rip)
-            at = struct.unpack("<Q", code[6:14])[0]
+        text = architecture.disassemble(at)[0]["asm"]
+        by_base = re.search(r"\bjmp\s+\*%gs:.*\(%rip\)\s*# (0x[0-9a-f]+)", text)
+        by_memory = re.search(r"\bjmp\s+\*0x0\(%rip\)\s*# (0x[0-9a-f]+)", text)
+        direct = re.search(r"\bjmp\s+(0x[0-9a-f]+)", text)
+        if by_base:
+            return jumps, int(by_base[1], 16)
+        if by_memory:
+            at = struct.unpack("<Q", memory(int(by_memory[1], 16), 8))[0]
+        elif direct:
+            at = int(direct[1], 16)
         else:
             break
-        at &= MASK
         jumps.append(at)
     return jumps, None
 

@@ -23,6 +23,7 @@ class Armed:
 
     process: subprocess.Popen[str]
     entry: int
+    prefixed: int
     untouched: int
     new: int
     elsewhere: int
@@ -71,7 +72,7 @@ def armed(tmp_path: pathlib.Path) -> Iterator[Armed]:
         try:
             assert process.stdout
             *addresses, returned = map(int, process.stdout.readline().split())
-            assert returned == 7, "calls of answer() must reach the code in the region"
+            assert returned == 14, "calls must reach the code in the region"
             yield Armed(process, *addresses)
         finally:
             process.kill()
@@ -82,6 +83,13 @@ def test_the_reader_agrees_with_the_truth(armed: Armed) -> None:
     assert code == 0
     assert sorted(found["threads"].values()) == [0, 4096]
     assert set(found["functions"][0]["threads"].values()) == {armed.new}
+
+
+def test_jumps_of_other_forms_are_followed(armed: Armed) -> None:
+    """A prefix before the jump at the entry, an absolute jump at the landing."""
+    code, found = armed.read(armed.function(entry=armed.prefixed))
+    assert code == 0
+    assert len(found["functions"][0]["jumps"]) == 2
 
 
 def test_one_rows_slot_redirected_is_seen(armed: Armed) -> None:

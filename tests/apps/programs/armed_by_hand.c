@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 /*
  * A process that looks as if it had been patched, made without the product: the entry of answer()
- * jumps to a landing, that to a stub, and the stub through a table by the GS base. Prints the
+ * jumps to a landing, that to a stub, and the stub through a table by the GS base. The entry of
+ * prefixed() does so with a jump that carries a prefix, and its landing by an absolute jump. Prints the
  * addresses, then waits; on each line "slot N ADDRESS" of its input it changes row N's slot.
  */
 #define _GNU_SOURCE
@@ -21,6 +22,12 @@ __attribute__((noinline, aligned(16))) int answer(void)
 {
 	__asm__ volatile("nop; nop; nop; nop; nop");
 	return 1;
+}
+
+__attribute__((noinline, aligned(16))) int prefixed(void)
+{
+	__asm__ volatile("nop; nop; nop; nop; nop; nop");
+	return 3;
 }
 
 __attribute__((noinline, aligned(16))) int untouched(void)
@@ -48,10 +55,12 @@ static void *in_row_one(void *nothing)
 int main(void)
 {
 	unsigned char *own = (unsigned char *)answer;
+	unsigned char *other = (unsigned char *)prefixed;
 	unsigned char *page = (unsigned char *)((uintptr_t)own & -PAGE);
 	unsigned char *region;
 	uint64_t *table;
 	unsigned char *text;
+	uint64_t destination;
 	int32_t distance;
 	pthread_t thread;
 	char line[128];
@@ -67,19 +76,25 @@ int main(void)
 	memcpy(text + 64, "\x65\xff\x25", 3);
 	distance = region - (text + 64 + 7);
 	memcpy(text + 64 + 3, &distance, 4);
+	memcpy(text + 256, "\xff\x25\0\0\0\0", 6);
+	destination = (uintptr_t)text + 64;
+	memcpy(text + 256 + 6, &destination, 8);
 	memcpy(text + 128, "\xb8\x07\0\0\0\xc3", 6); /* mov $7, %eax; ret */
 	table[0] = table[PAGE / 8] = (uintptr_t)text + 128;
 	if (mprotect(text, 2 * PAGE, PROT_READ | PROT_EXEC) ||
 	    mprotect(page, 2 * PAGE, PROT_READ | PROT_WRITE | PROT_EXEC))
 		err(2, "mprotect");
 	jump(own, text);
+	other[0] = 0x3e;
+	jump(other + 1, text + 256);
 	if (mprotect(page, 2 * PAGE, PROT_READ | PROT_EXEC))
 		err(2, "mprotect");
 	if (pthread_create(&thread, NULL, in_row_one, NULL))
 		errx(2, "pthread_create");
-	printf("%lu %lu %lu %lu %d\n", (unsigned long)(uintptr_t)own,
-	       (unsigned long)(uintptr_t)untouched, (unsigned long)(uintptr_t)(text + 128),
-	       (unsigned long)(uintptr_t)(text + 192), answer());
+	printf("%lu %lu %lu %lu %lu %d\n", (unsigned long)(uintptr_t)own,
+	       (unsigned long)(uintptr_t)other, (unsigned long)(uintptr_t)untouched,
+	       (unsigned long)(uintptr_t)(text + 128), (unsigned long)(uintptr_t)(text + 192),
+	       answer() + prefixed());
 	fflush(stdout);
 	while (fgets(line, sizeof(line), stdin)) {
 		unsigned long row, address;
