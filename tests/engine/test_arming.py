@@ -474,3 +474,77 @@ def test_the_entry_that_was_displaced_is_still_armed_elsewhere():
     with pytest.raises(Refused):
         plan(site(entry=b"\xe9" + site().entry[1:], hold_length=6), armed=before.entries)
     assert isinstance(before.entries[0], ArmedEntry)
+
+
+class Stepped:
+    """A call that is stopped after a number of its instructions."""
+
+    def __init__(self, rig, kind, steps):
+        self.rig = rig
+        self.answer = rig.running.ask(f"step {kind} 7 {steps}")
+
+    @property
+    def over(self):
+        return self.answer.startswith("over")
+
+    @property
+    def at(self):
+        return int(self.answer.split()[1], 16)
+
+    def go_on(self):
+        """The result of the call; "" when the program died of it."""
+        self.rig.running.say("go")
+        return self.rig.running.line()
+
+
+@pytest.mark.parametrize("ways", [("byte", "swap"), ("swap",)])
+@pytest.mark.parametrize("first", ["arm", "disarm"])
+def test_a_thread_may_be_anywhere(rig_of, ways, first):
+    """Stopped before each instruction in turn, while its function is armed or disarmed."""
+    rig = rig_of(0)
+    made = rig.plan([rig.site(kind) for kind in KINDS], ways=frozenset(ways))
+    rig.open_slots(made)
+    seen = set()
+    for entry in made.entries:
+        for steps in range(100):
+            single = rig.plan([rig.site(entry.slot)], ways=frozenset(ways))
+            if first == "disarm":
+                rig.arm(single)
+            stopped = Stepped(rig, entry.slot, steps)
+            if stopped.over:
+                break
+            seen.add(stopped.at)
+            if first == "arm":
+                rig.arm(single)
+            scratch = scratch_span(rig.maps(), rig.region.end + PAGE, 4 * PAGE, ())
+            undone = plan_disarming(single.entries, scratch)
+            if first == "disarm":
+                rig.disarm(undone)
+            assert int(stopped.go_on()) == expected(entry.slot, 7), (entry, hex(stopped.at))
+            if first == "arm":
+                assert rig.call(entry.slot, 7) == expected(entry.slot, 7)
+                rig.disarm(undone)
+        else:
+            raise AssertionError("the function has no end")
+        if first == "disarm":
+            rig.disarm(plan_disarming(single.entries, scratch))
+    stubs = {rig.region.stub(entry.slot) for entry in made.entries}
+    assert stubs <= seen if first == "disarm" else not stubs & seen
+
+
+def test_a_jump_over_several_instructions_kills(rig_of):
+    """The rule itself, switched off: kind_12's first three instructions are overwritten while a
+    thread is between them, which then resumes inside the jump. What it runs there depends on the
+    addresses of the day, so some may get away with it; all will not."""
+    for attempt in range(20):
+        rig = rig_of(0)
+        made = rig.plan([rig.site(12)], ways=frozenset(("hold",)))
+        rig.open_slots(made)
+        stopped = Stepped(rig, 12, 1 + attempt % 2)
+        (write,) = made.holds
+        assert write.address < stopped.at < write.address + len(write.after)
+        rig.arm(made, hold=lambda change, rig=rig: rig.write(change.address, change.after))
+        result = stopped.go_on()
+        if not result.isdigit() or int(result) != expected(12, 7):
+            return
+    raise AssertionError("20 threads resumed inside a jump, and nothing happened")

@@ -9,15 +9,19 @@
  *   move FROM SIZE TO     mremap over TO (hex)
  *   unmap ADDRESS SIZE
  *   call K X              the result of one call
+ *   step K X N            one call, stopped after N instructions: says where, obeys until "go"
  *   count                 calls of all threads, wrong results
  */
 #define _GNU_SOURCE
 #include <pthread.h>
+#include <signal.h>
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <ucontext.h>
 
 enum { KINDS = 13 };
 
@@ -99,11 +103,80 @@ static void *work(void *unused)
 	return unused;
 }
 
+/* One call with the trap flag set: SIGTRAP after each instruction. */
+uint64_t stepped(void *function, uint64_t x, uint64_t y);
+asm("	.text\n"
+    "stepped:\n"
+    "	mov %rdi, %rax\n mov %rsi, %rdi\n mov %rdx, %rsi\n mov %rdi, %rcx\n"
+    "	pushf\n orq $0x100, (%rsp)\n popf\n"
+    "	call *%rax\n"
+    "	pushf\n andq $~0x100, (%rsp)\n popf\n"
+    "	ret\n");
+
+static uint64_t stop_entry, stop_after;
+static int counting;
+static bool obey(void);
+
+static void stop(int number, siginfo_t *info, void *context)
+{
+	greg_t *registers = ((ucontext_t *)context)->uc_mcontext.gregs;
+
+	(void)number;
+	(void)info;
+	if (!counting && (uint64_t)registers[REG_RIP] != stop_entry)
+		return;
+	counting = 1;
+	if (stop_after--)
+		return;
+	registers[REG_EFL] &= ~0x100L;
+	counting = 2;
+	printf("at %llx\n", registers[REG_RIP]);
+	fflush(stdout);
+	while (obey())
+		;
+}
+
+/* Does one command; false at "go" and at the end of the input. */
+static bool obey(void)
+{
+	char line[256];
+	uint64_t a, b, c;
+	void *result = NULL;
+
+	if (!fgets(line, sizeof(line), stdin) || line[0] == 'g')
+		return false;
+	if (sscanf(line, "map %lx %lx", &a, &b) == 2)
+		result = mmap((void *)a, b, PROT_READ | PROT_EXEC,
+			      MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+	else if (sscanf(line, "data %lx %lx", &a, &b) == 2)
+		result = mmap((void *)a, b, PROT_READ | PROT_WRITE,
+			      MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+	else if (sscanf(line, "move %lx %lx %lx", &a, &b, &c) == 3)
+		result = mremap((void *)a, b, b, MREMAP_MAYMOVE | MREMAP_FIXED, (void *)c);
+	else if (sscanf(line, "unmap %lx %lx", &a, &b) == 2)
+		result = (void *)(uintptr_t)munmap((void *)a, b);
+	if (sscanf(line, "call %lu %lu", &a, &b) == 2) {
+		printf("%lu\n", call((unsigned int)a, b));
+	} else if (sscanf(line, "step %lu %lu %lu", &a, &b, &stop_after) == 3) {
+		counting = 0;
+		stop_entry = (uint64_t)kinds[a];
+		a = stepped((void *)stop_entry, b, b + 8001);
+		printf(counting == 2 ? "%lu\n" : "over %lu\n", a);
+	} else if (line[0] == 'c') {
+		printf("%lu %lu\n", atomic_load(&calls), atomic_load(&wrong));
+	} else {
+		printf("%s\n", result == MAP_FAILED ? "failed" : "ok");
+	}
+	fflush(stdout);
+	return true;
+}
+
 int main(int argc, char **argv)
 {
+	struct sigaction action = { .sa_sigaction = stop, .sa_flags = SA_SIGINFO };
 	int threads = argc > 1 ? atoi(argv[1]) : 0;
-	char line[256];
 
+	sigaction(SIGTRAP, &action, NULL);
 	for (int index = 0; index < threads; index++) {
 		pthread_t thread;
 
@@ -114,27 +187,7 @@ int main(int argc, char **argv)
 		printf(" %lx", (uint64_t)kinds[kind]);
 	printf("\n");
 	fflush(stdout);
-	while (fgets(line, sizeof(line), stdin)) {
-		uint64_t a, b, c;
-		void *result = NULL;
-
-		if (sscanf(line, "map %lx %lx", &a, &b) == 2)
-			result = mmap((void *)a, b, PROT_READ | PROT_EXEC,
-				      MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
-		else if (sscanf(line, "data %lx %lx", &a, &b) == 2)
-			result = mmap((void *)a, b, PROT_READ | PROT_WRITE,
-				      MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
-		else if (sscanf(line, "move %lx %lx %lx", &a, &b, &c) == 3)
-			result = mremap((void *)a, b, b, MREMAP_MAYMOVE | MREMAP_FIXED, (void *)c);
-		else if (sscanf(line, "unmap %lx %lx", &a, &b) == 2)
-			result = (void *)(uintptr_t)munmap((void *)a, b);
-		if (sscanf(line, "call %lu %lu", &a, &b) == 2)
-			printf("%lu\n", call((unsigned int)a, b));
-		else if (line[0] == 'c')
-			printf("%lu %lu\n", atomic_load(&calls), atomic_load(&wrong));
-		else
-			printf("%s\n", result == MAP_FAILED ? "failed" : "ok");
-		fflush(stdout);
-	}
+	while (obey())
+		;
 	return 0;
 }
