@@ -182,7 +182,8 @@ class Unwinder:
         """(this frame, its caller's registers or None, whether the caller was interrupted)."""
         pc, sp = registers[RIP], registers[RSP]
         # a return address may lie behind its function when the call never returns
-        row = self._row(pc if interrupted else pc - 1)
+        place = pc if interrupted else pc - 1
+        row = self._row(place)
         if row is None:
             if is_restorer(self._code(pc)):
                 # a signal trampoline without frame information (musl): sp is at the ucontext
@@ -190,6 +191,8 @@ class Unwinder:
             raise CannotUnwind(f"no frame information covers {pc:#x}")
 
         def register(number: int) -> int:
+            if number == RIP:
+                return self._original(pc)
             if number not in registers:
                 raise CannotUnwind(f"register {number} is not known at {pc:#x}")
             return registers[number]
@@ -240,12 +243,15 @@ class Unwinder:
             self._rows[pc] = self._find(pc)
         return self._rows[pc]
 
-    def _find(self, pc: int) -> Row | None:
+    def _original(self, pc: int) -> int:
         for copy in self._copies:
             original = copy.original(pc)
             if original is not None:
-                return self._find_in_objects(original)
-        row = self._find_in_objects(pc)
+                return original
+        return pc
+
+    def _find(self, pc: int) -> Row | None:
+        row = self._find_in_objects(self._original(pc))
         if row is None:
             for table in self._region_tables():
                 low, high = table.extent
