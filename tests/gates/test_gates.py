@@ -258,14 +258,46 @@ def test_every_gate_has_a_fault():
     assert set(done.stdout.split()) == {fault.gate for fault in FAULTS.values()}
 
 
-def test_suites_report_a_failed_target(tmp_path):
+@pytest.fixture
+def suites(tmp_path):
+    """suites(target, ...) -> what setup/suites did with a Makefile of good and bad targets."""
     (tmp_path / "setup").mkdir()
     shutil.copy(TOP / "setup" / "suites", tmp_path / "setup" / "suites")
-    (tmp_path / "Makefile").write_text("good:\n\t@true\nbad:\n\t@false\n")
-    script = str(tmp_path / "setup" / "suites")
-    done = subprocess.run([script, "bad", "good"], capture_output=True, text=True)
+    (tmp_path / "Makefile").write_text(
+        "test-good:\n\t@echo '=== 3 passed in 1 s ==='\n"
+        "test-bad:\n\t@echo '=== 1 failed, 2 passed in 1 s ==='; false\n"
+        "test-none:\n\t@echo 'no tests ran'\n"
+        "test-zero:\n\t@echo 'gates: 0 passed, 0 failed'\n"
+        "test-long:\n\t@sleep 60; echo '1 passed'\n"
+        "demo:\n\t@true\n"
+    )
+
+    def run(*targets):
+        return subprocess.run(
+            [str(tmp_path / "setup" / "suites"), *targets],
+            capture_output=True,
+            text=True,
+            timeout=50,
+        )
+
+    return run
+
+
+def test_suites_pass_what_passes(suites):
+    done = suites("test-good", "demo")
+    assert done.returncode == 0
+    assert done.stdout.endswith("suites: 2 passed, 0 failed\n")
+    # The runner's own line stands once where it came and once at the end.
+    assert done.stdout.count("=== 3 passed in 1 s ===") == 2
+
+
+@pytest.mark.parametrize("fault", ["test-bad", "test-none", "test-zero", "test-long:1", "nosuch"])
+def test_suites_fail_on_one_fault_and_run_the_rest(suites, fault):
+    done = suites(fault, "test-good")
     assert done.returncode == 1
     assert done.stdout.endswith("suites: 1 passed, 1 failed\n")
-    done = subprocess.run([script, "good"], capture_output=True, text=True)
-    assert done.returncode == 0
-    assert subprocess.run([script], capture_output=True, text=True).returncode == 2
+    assert "== make test-good" in done.stdout
+
+
+def test_suites_without_a_target_is_a_usage_error(suites):
+    assert suites().returncode == 2
