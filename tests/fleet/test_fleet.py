@@ -129,6 +129,37 @@ def test_ansible_reaches_every_host(pair: fleets.Fleet) -> None:
     assert done.stdout.count("(stdout) 0") == 2
 
 
+def test_two_fleets_do_not_meet(ssh_fleet: FleetFactory) -> None:
+    """Same addresses, same user, connections kept open: each inventory reaches its own hosts."""
+    first, second = ssh_fleet(1), ssh_fleet(1)
+    assert first.hosts[0].address == second.hosts[0].address
+    for number, fleet in enumerate((first, second)):
+        fleet.run("host01", "sh", "-c", f"echo fleet {number} >/etc/motd")
+    ansible = pathlib.Path(sys.executable).with_name("ansible")
+    for number, fleet in enumerate((first, second)):
+        command = [ansible, "fleet", "-i", fleet.inventory, "-m", "command", "-a", "cat /etc/motd"]
+        done = subprocess.run([*command, "-o"], capture_output=True, text=True)
+        assert f"(stdout) fleet {number}" in done.stdout, done.stdout + done.stderr
+        assert [path for path in (fleet.place / "control").iterdir() if path.is_socket()]
+
+
+def test_down_ends_connections_that_ansible_keeps_open() -> None:
+    name = f"test-{os.getpid()}-kept"
+    fleet = fleets.up(1, [], name)
+    ansible = pathlib.Path(sys.executable).with_name("ansible")
+    subprocess.run([ansible, "fleet", "-i", fleet.inventory, "-m", "ping"], check=True)
+    kept = [str(path) for path in (fleet.place / "control").iterdir() if path.is_socket()]
+    assert kept
+    fleets.down(name)
+    for entry in pathlib.Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                words = (entry / "cmdline").read_bytes().decode(errors="replace")
+            except OSError:
+                continue
+            assert kept[0] not in words or namespaces.start_time(int(entry.name)) is None
+
+
 def test_down_leaves_nothing_and_may_be_repeated(tmp_path: pathlib.Path) -> None:
     name = f"test-{os.getpid()}-down"
     fleet = fleets.up(2, [], name)

@@ -53,6 +53,21 @@ def write_ssh_config(place: pathlib.Path, fleet: FleetState, namespace: pathlib.
     (place / "ssh_config").write_text(text)
 
 
+def end_connections(place: pathlib.Path) -> None:
+    """Ends the connections that Ansible's ssh keeps open, and with them their processes.
+
+    They would outlive the hosts, and keep the fleet's network namespace.
+    """
+    for control in (place / "control").glob("*"):
+        if control.is_socket():
+            subprocess.run(
+                ["ssh", "-o", f"ControlPath={control}", "-O", "exit", "fleet"],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                timeout=10,
+            )
+
+
 def write_inventory(place: pathlib.Path, fleet: FleetState) -> None:
     """All hosts in the group `fleet`, and one group for each service."""
 
@@ -64,6 +79,8 @@ def write_inventory(place: pathlib.Path, fleet: FleetState) -> None:
         "ansible_user": OPERATOR,
         "ansible_ssh_private_key_file": str(place / "operator_key"),
         "ansible_ssh_common_args": f"-F {shlex.quote(str(place / 'ssh_config'))}",
+        # Of its own: another fleet's hosts have the same addresses.
+        "ansible_control_path_dir": str(place / "control"),
         "ansible_python_interpreter": "/usr/bin/python3",
     }
     lines += "".join(f"    {name}: {json.dumps(value)}\n" for name, value in variables.items())

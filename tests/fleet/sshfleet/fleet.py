@@ -206,6 +206,7 @@ def down(name: str = "fleet") -> int:
 
 def _tear_down(name: str, place: pathlib.Path) -> int:
     found = state.load(name)
+    access.end_connections(place)
     killed = 0
     for record in found.hosts if found else ():
         killed += namespaces.kill(record.pid, record.started)
