@@ -52,6 +52,10 @@ class Outcome:
     vectors: int
     rsp: int
     residue: int
+    nested_rip: int
+    nested_before: int
+    nested_after: int
+    nested_ran: str
 
 
 class Rig:
@@ -147,16 +151,26 @@ class Rig:
     ) -> Outcome:
         """Call an entry, from row ``row``, with the given user flags."""
         line = f"probe {where} {how} {entry} {row} {flags:x}"
-        answer = self.ask(line if rsp is None else f"{line} {rsp:x}")
-        values = dict(field.split("=") for field in answer.split())
+        return self._outcome(line if rsp is None else f"{line} {rsp:x}")
+
+    def nest(self, steps: int, rsp: int, how="direct", entry=0, row=0) -> Outcome:
+        """The same, with a signal handler that calls the entry after ``steps`` instructions."""
+        return self._outcome(f"nest {how} {entry} {row} {steps} {rsp:x}")
+
+    def _outcome(self, line: str) -> Outcome:
+        values = dict(field.split("=") for field in self.ask(line).split())
         return Outcome(
-            values["ran"],
-            int(values["row"]),
-            int(values["registers"], 16),
-            int(values["flags"], 16),
-            int(values["vectors"]),
-            int(values["rsp"], 16),
-            int(values["residue"], 16),
+            ran=values["ran"],
+            row=int(values["row"]),
+            registers=int(values["registers"], 16),
+            flags=int(values["flags"], 16),
+            vectors=int(values["vectors"]),
+            rsp=int(values["rsp"], 16),
+            residue=int(values["residue"], 16),
+            nested_rip=int(values["nested_rip"], 16),
+            nested_before=int(values["nested_before"]),
+            nested_after=int(values["nested_after"]),
+            nested_ran=values["nested_ran"],
         )
 
     def counters(self) -> Counters:

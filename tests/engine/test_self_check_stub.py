@@ -6,7 +6,7 @@ from __future__ import annotations
 import struct
 
 import pytest
-from self_check_rig import FLAGS, HELD_ROW, TARGET_ROW, Rig
+from self_check_rig import FLAGS, HELD_ROW, NO_SUCH_WORD, TARGET_ROW, Rig
 from wfpatch.errors import Refused
 from wfpatch.self_check_stub import (
     CHECK_ROUTINE,
@@ -316,6 +316,84 @@ def test_a_return_address_outside_the_text_is_not_looked_at(rig):
     ):
         rig.open(rig.descriptor(text=text))
         assert rig.probe(entry=1).row == row, text
+
+
+def nest_everywhere(rig, how, entry, **changes):
+    """Outcomes of calls that a signal handler interrupts, one for each instruction in turn."""
+    low, high = rig.region.stub_text
+    stack = RawStack(rig, 0x10000)
+    outcomes = []
+    for steps in range(400):
+        stack.open(**changes)
+        outcome = rig.nest(steps, stack.high - 0x40, how, entry)
+        if not outcome.nested_rip:
+            return outcomes
+        if low <= outcome.nested_rip <= high:
+            outcomes.append(outcome)
+    raise AssertionError("the stub has no end")
+
+
+@pytest.mark.parametrize("fsgsbase", [True, False])
+@pytest.mark.parametrize(("how", "entry"), [("direct", 0), ("tail", 1)])
+def test_a_signal_handler_inside_the_stub_migrates_nobody(rig, fsgsbase, how, entry):
+    """The handler enters a replaced function itself, at every instruction of the stub."""
+    if fsgsbase and not rig.fsgsbase:
+        pytest.skip("this processor or kernel has no FSGSBASE")
+    outcomes = nest_everywhere(rig, how, entry, fsgsbase=fsgsbase)
+    assert len(outcomes) > 60
+    assert {outcome.nested_before for outcome in outcomes} > {0}
+    for outcome in outcomes:
+        assert_preserved(outcome)
+        if outcome.nested_before == TARGET_ROW:
+            assert outcome.nested_after == TARGET_ROW
+        else:
+            assert (outcome.nested_ran, outcome.nested_after) == ("o", HELD_ROW)
+        # The interrupted call decides for itself, as it would have alone.
+        assert (outcome.ran, outcome.row) == (
+            ("n", TARGET_ROW) if how == "direct" else ("o", HELD_ROW)
+        )
+
+
+def test_without_the_stubs_text_a_handler_would_migrate(rig):
+    """The rule switched off: old f jumped to g, whose stub must hold; a handler on top of it moves
+    the thread, which then runs new g with an old caller's arguments."""
+    outcomes = nest_everywhere(rig, "tail", 1, ranges=((NO_SUCH_WORD, NO_SUCH_WORD),))
+    assert [outcome for outcome in outcomes if outcome.ran == "n"]
+
+
+def test_a_thread_without_thread_area_is_held(rig):
+    if not rig.fsgsbase:
+        pytest.skip("the test sets the FS base by instruction")
+    for fsgsbase in (True, False):
+        rig.open(rig.descriptor(fsgsbase=fsgsbase))
+        outcome = rig.probe("notls")
+        assert (outcome.ran, outcome.row) == ("o", HELD_ROW)
+        assert_preserved(outcome)
+        assert rig.counters().not_own_stack == 1
+
+
+def test_a_forbidden_sigaltstack_proves_nothing(rig):
+    rig.ask("forbid 131")
+    rig.open(rig.descriptor())
+    outcome = rig.probe()
+    assert (outcome.ran, outcome.row) == ("o", HELD_ROW)
+    assert rig.counters().not_own_stack == 1
+    assert_preserved(outcome)
+
+
+@pytest.mark.parametrize("row", [0, HELD_ROW])
+def test_a_thread_that_may_not_set_its_gs_base_keeps_its_code(rig, row):
+    if not rig.fsgsbase:
+        pytest.skip("the test sets the GS base by instruction")
+    rig.ask("forbid 158")
+    rig.open(rig.descriptor(fsgsbase=False))
+    outcome = rig.probe(row=row)
+    # Not even the FS base can be read: no proof, and no held row.
+    assert (outcome.ran, outcome.row) == ("o", row)
+    assert_preserved(outcome)
+    counters = rig.counters()
+    assert counters.not_own_stack == 1
+    assert counters.gs_refused == (1 if row == 0 else 0)
 
 
 def test_intervals_are_normalised():

@@ -12,20 +12,29 @@
  *   point SLOT ADDRESS             let entry SLOT lead to its stub (hex)
  *   probe WHERE HOW SLOT ROW FLAGS [RSP]
  *                                  WHERE  main pthread setstack heapalt stackalt context raw
+ *                                         notls (the FS base is 0)
  *                                  HOW    direct indirect tail
+ *   nest HOW SLOT ROW N RSP        a probe on the stack at RSP; after N instructions from the stub on a
+ *                                  signal handler enters entry 0
+ *   forbid NUMBER                  a seccomp filter: the system call fails with EPERM
  *   time WHERE SLOT ROW COUNT BYTES  nanoseconds a call with BYTES of stack in use
  */
 #define _GNU_SOURCE
 #include <asm/prctl.h>
 #include <cpuid.h>
 #include <pthread.h>
+#include <errno.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <signal.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/auxv.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <ucontext.h>
@@ -125,24 +134,33 @@ extern char sites[];
 void timed(uint64_t target, uint64_t count, uint64_t bytes, uint64_t gs, uint64_t set)
 	asm("busy_probe");
 
+static int fsgsbase;
+
 static uint64_t get_base(int which)
 {
 	uint64_t value = 0;
 
+	if (fsgsbase && which == ARCH_GET_GS)
+		return __builtin_ia32_rdgsbase64();
+	if (fsgsbase)
+		return __builtin_ia32_rdfsbase64();
 	syscall(SYS_arch_prctl, which, &value);
 	return value;
 }
 
 static void set_gs(uint64_t value)
 {
-	syscall(SYS_arch_prctl, ARCH_SET_GS, value);
+	if (fsgsbase)
+		__builtin_ia32_wrgsbase64(value);
+	else
+		syscall(SYS_arch_prctl, ARCH_SET_GS, value);
 }
 
 static struct {
 	char where[16], how[16];
 	unsigned int slot;
 	uint64_t row, flags, rsp;
-	int timing;
+	int timing, nested;
 	uint64_t count, bytes;
 } request;
 
@@ -196,6 +214,59 @@ static double now(void)
 	return time.tv_sec * 1e9 + time.tv_nsec;
 }
 
+static struct {
+	int counting;
+	uint64_t rip, before, after;
+	char ran;
+} nested;
+
+/* Single steps: from the stub's first instruction on they count. */
+static void on_step(int number, siginfo_t *info, void *context)
+{
+	greg_t *registers = ((ucontext_t *)context)->uc_mcontext.gregs;
+
+	(void)number;
+	(void)info;
+	if (nested.counting == 0 && (uint64_t)registers[REG_RIP] == pointers[request.slot])
+		nested.counting = 1;
+	if (nested.counting == 1 && request.count-- == 0) {
+		nested.counting = 2;
+		nested.rip = (uint64_t)registers[REG_RIP];
+		nested.before = get_base(ARCH_GET_GS) >> 12;
+		ran = '-';
+		((void (*)(void))pointers[0])();
+		nested.ran = ran;
+		nested.after = get_base(ARCH_GET_GS) >> 12;
+		ran = '-';
+	}
+	if (nested.counting == 2)
+		registers[REG_EFL] &= ~0x100L;
+}
+
+static void forbid(uint32_t number)
+{
+	struct sock_filter filter[] = {
+		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, number, 0, 1),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+	};
+	struct sock_fprog program = { sizeof(filter) / sizeof(filter[0]), filter };
+
+	prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+	prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program);
+}
+
+/* Runs the probe with another FS base: nothing in run_probe needs the C library. */
+static void run_with_fs(uint64_t fs)
+{
+	uint64_t own = get_base(ARCH_GET_FS);
+
+	__builtin_ia32_wrfsbase64(fs);
+	run_probe();
+	__builtin_ia32_wrfsbase64(own);
+}
+
 static void probe(void)
 {
 	const uint64_t visible = 0x240cd5; /* CF PF AF ZF SF DF OF AC ID */
@@ -210,7 +281,8 @@ static void probe(void)
 		return;
 	}
 	fill_state();
-	P.flags_in = request.flags | 0x202;
+	P.flags_in = request.flags | 0x202 | (request.nested ? 0x100 : 0);
+	memset(&nested, 0, sizeof(nested));
 	P.rsp = request.rsp;
 	P.site = (uint64_t)(request.how[0] == 'd'   ? site_direct_0
 			    : request.how[0] == 'i' ? site_indirect_0
@@ -218,13 +290,18 @@ static void probe(void)
 	P.site += request.slot * (uint64_t)(site_direct_1 - site_direct_0);
 	ran = '-';
 	set_gs(request.row << 12);
-	run_probe();
+	if (!strcmp(request.where, "notls"))
+		run_with_fs(request.count);
+	else
+		run_probe();
 	for (unsigned int index = 0; index < GPRS; index++)
 		bad |= (P.in[index] != P.out[index]) << index;
 	snprintf(answer, sizeof(answer),
-		 "ran=%c row=%lu registers=%x flags=%lx vectors=%d rsp=%lx residue=%lx", ran,
-		 get_base(ARCH_GET_GS) >> 12, bad, (P.flags_in ^ P.flags_out) & visible,
-		 vectors_equal(), P.rsp_at_call, residue);
+		 "ran=%c row=%lu registers=%x flags=%lx vectors=%d rsp=%lx residue=%lx "
+		 "nested_rip=%lx nested_before=%lu nested_after=%lu nested_ran=%c",
+		 ran, get_base(ARCH_GET_GS) >> 12, bad, (P.flags_in ^ P.flags_out) & visible,
+		 vectors_equal(), P.rsp_at_call, residue, nested.rip, nested.before, nested.after,
+		 nested.ran ? nested.ran : '-');
 	set_gs(0);
 }
 
@@ -272,7 +349,8 @@ static void dispatch(void)
 	pthread_attr_t attributes;
 	const size_t size = 1 << 20;
 
-	if (!strcmp(request.where, "main") || !strcmp(request.where, "raw")) {
+	if (!strcmp(request.where, "main") || !strcmp(request.where, "raw") ||
+	    !strcmp(request.where, "notls")) {
 		probe();
 	} else if (!strcmp(request.where, "pthread")) {
 		pthread_create(&thread, NULL, in_thread, NULL);
@@ -332,13 +410,16 @@ static void *find_stackblock(void *result)
 int main(void)
 {
 	pthread_t thread;
+	struct sigaction step = { .sa_sigaction = on_step, .sa_flags = SA_SIGINFO };
 	uint64_t offset = 0;
 	char line[512];
 
+	fsgsbase = getauxval(AT_HWCAP2) >> 1 & 1;
+	sigaction(SIGTRAP, &step, NULL);
 	pthread_create(&thread, NULL, find_stackblock, &offset);
 	pthread_join(thread, NULL);
 	printf("ready %lx %lx %d\n", get_base(ARCH_GET_FS), offset,
-	       (int)(getauxval(AT_HWCAP2) >> 1 & 1));
+	       fsgsbase);
 	fflush(stdout);
 	while (fgets(line, sizeof(line), stdin)) {
 		static uint64_t a, b, c; /* not on the stack: their values would be found there */
@@ -352,6 +433,13 @@ int main(void)
 			     MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
 		} else if (sscanf(line, "point %lu %lx", &a, &b) == 2) {
 			pointers[a] = b;
+		} else if (sscanf(line, "forbid %lu", &a) == 1) {
+			forbid((uint32_t)a);
+		} else if (sscanf(line, "nest %15s %u %lu %lu %lx", request.how, &request.slot,
+				  &request.row, &request.count, &request.rsp) == 5) {
+			strcpy(request.where, "raw");
+			request.nested = 1;
+			dispatch();
 		} else if (sscanf(line, "time %15s %u %lu %lu %lu", request.where, &request.slot,
 				  &request.row, &request.count, &request.bytes) == 5) {
 			request.timing = 1;
