@@ -86,6 +86,7 @@ class Demonstration:
     def gdb_agrees(self, report: dict) -> None:
         """The independent reader sees in live memory what the report says."""
         path = OUTPUT / "read-by-gdb.json"
+        # gdb stops all threads for a while: what clients see then is not the product's doing.
         self.loads.phase("gdb")
         compared = 0
         for host, process in processes(report):
@@ -103,19 +104,19 @@ class Demonstration:
             if done.returncode:
                 raise Failure(f"gdb and the report disagree on {host}: {done.stdout}{done.stderr}")
             compared += len(json.loads(done.stdout)["functions"])
-        self.loads.phase("quiet")
+        self.loads.phase("between")
         expect(compared > 0, f"gdb reads the same from live memory ({compared} functions)")
 
     def run(self) -> None:
         """Everything between the set-up and the verdict."""
         step(f"quiet: {self.plan.quiet_seconds:g} s of load before anything is patched")
-        time.sleep(self.plan.quiet_seconds)
+        with self.loads.in_phase("quiet"):
+            time.sleep(self.plan.quiet_seconds)
         self.loads.check()
 
         step("playbooks/patch.yml: validate, verify, push, apply, verify in memory, report")
-        self.loads.phase("patching")
-        report = self.playbooks.succeed("patch", hosts=self.hosts).report
-        self.loads.phase("quiet")
+        with self.loads.in_phase("patching"):
+            report = self.playbooks.succeed("patch", hosts=self.hosts).report
         self.keep_stops(report)
         self.expect_states(report, dict.fromkeys(self.hosts, "patched"))
         self.gdb_agrees(report)
@@ -128,14 +129,14 @@ class Demonstration:
         self.loads.check()
 
         step("the same run again changes nothing")
-        again = self.playbooks.succeed("patch", hosts=self.hosts)
+        with self.loads.in_phase("unchanged"):
+            again = self.playbooks.succeed("patch", hosts=self.hosts)
         expect(set(again.changed.values()) == {0}, "changed=0 on every host")
 
         last = self.hosts[-1]
         step(f"playbooks/revert.yml on {last}: the newest patch first")
-        self.loads.phase("patching")
-        report = self.playbooks.succeed("revert", "--limit", last, hosts=[last]).report
-        self.loads.phase("quiet")
+        with self.loads.in_phase("patching"):
+            report = self.playbooks.succeed("revert", "--limit", last, hosts=[last]).report
         self.keep_stops(report)
         self.expect_states(report, {last: "vulnerable"})
         self.gdb_agrees(report)
@@ -154,9 +155,8 @@ class Demonstration:
         self.expect_states(status.report, {last: "vulnerable"})
 
         step(f"{last} is patched again: its region is there, nothing needs to be loaded")
-        self.loads.phase("patching")
-        report = self.playbooks.succeed("patch", "--limit", last, hosts=[last]).report
-        self.loads.phase("quiet")
+        with self.loads.in_phase("patching"):
+            report = self.playbooks.succeed("patch", "--limit", last, hosts=[last]).report
         self.keep_stops(report)
         for patch in self.plan.recipes:
             provoke(self.fleet, last, patch, FIXED)
@@ -177,7 +177,9 @@ class Demonstration:
         step("what was done")
         tables.process_table(report, self.stops)
         print()
-        tables.latency_table(verdicts, ("quiet", "patching"))
+        tables.latency_table(verdicts, ("quiet", "unchanged", "patching"))
+        say("quiet: nothing else runs; unchanged: the playbook runs and finds nothing to do;")
+        say("patching: it patches or reverts. Controller and hosts share this machine.")
         print()
         totals = {
             kind: sum(verdict[kind] for verdict in verdicts.values())
@@ -248,7 +250,6 @@ def demonstrate(name: str) -> int:
                 folders = [str(bundles.build(patch, key)) for patch in plan.recipes]
                 step("the faults, in stock twins of the services")
                 before(plan, f"{name}-twins")
-                loads.phase("quiet")
                 variables = {
                     "wfpatch_patches": folders,
                     "wfpatch_ids": applied_order(plan.recipes),

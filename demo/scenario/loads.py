@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import load_client
@@ -46,6 +47,15 @@ class Loads:
         """Counts from now on under that name."""
         for client in self.clients.values():
             client.phase(name)
+
+    @contextlib.contextmanager
+    def in_phase(self, name: str) -> Iterator[None]:
+        """A phase for the length of a `with`; "between" follows."""
+        self.phase(name)
+        try:
+            yield
+        finally:
+            self.phase("between")
 
     def check(self) -> None:
         """Failure as soon as one client has a complaint."""

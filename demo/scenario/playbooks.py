@@ -58,6 +58,8 @@ class Playbooks:
         given = stem.with_suffix(".vars.json")
         given.write_text(json.dumps(settings, indent=1))
         command = [
+            # A real controller is another machine; here it yields to the hosts' services.
+            *("nice", "-n", "10"),
             str(COMMANDS / "ansible-playbook"),
             str(TOP / "playbooks" / f"{name}.yml"),
             *("-i", str(self.inventory), "-e", f"@{given}"),
