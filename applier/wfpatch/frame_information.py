@@ -118,7 +118,7 @@ class FrameTable:
 
     def records(self, start: int, size: int) -> list[tuple[int, bool]]:
         """(address, whether it is an FDE) of each record in ``size`` bytes from ``start``."""
-        found = []
+        found: list[tuple[int, bool]] = []
         position = start
         while position + 8 <= start + size and len(found) < _MAX_RECORDS:
             length, pointer = self._memory.unpack("II", position)

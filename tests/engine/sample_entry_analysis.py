@@ -7,7 +7,6 @@ The engine's tests need it without the builder: small, and only as clever as cod
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +22,11 @@ _NO_FALL_THROUGH = (
     FlowControl.RETURN,
     FlowControl.EXCEPTION,
 )
-_CALLS = (FlowControl.CALL, FlowControl.INDIRECT_CALL)
+
+
+def is_call(instruction: Instruction) -> bool:
+    """Whether an instruction pushes a return address (iced's flow control counts syscall too)."""
+    return bool(instruction.is_call_near or instruction.is_call_near_indirect)
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,7 @@ def displaced(main: Piece) -> Json:
         "code": moved.code.hex(),
         "fixups": list(moved.fixups),
         "falls_through": first.flow_control not in _NO_FALL_THROUGH,
-        "is_call": first.flow_control in _CALLS,
+        "is_call": is_call(first),
         "frame": {"cfa_offset": 8},
     }
 
@@ -114,7 +117,7 @@ def hold(main: Piece, pieces: Sequence[Piece]) -> Json:
     for instruction in instructions:
         if length >= 5:
             break
-        if not falls_through or instruction.flow_control in _CALLS:
+        if not falls_through or is_call(instruction):
             return None
         boundaries.append([length, len(code)])
         moved = relocate(main, instruction)
@@ -138,7 +141,7 @@ def hold(main: Piece, pieces: Sequence[Piece]) -> Json:
 
 
 def ends_in_call(piece: Piece) -> bool:
-    return piece.instructions()[-1].flow_control in _CALLS
+    return is_call(piece.instructions()[-1])
 
 
 def padding(
@@ -150,7 +153,8 @@ def padding(
     nop or int3, and the function before it ends in an instruction that never falls through.
     """
     lowest, highest = main.address + 2 - 128, main.address + 2 + 127
-    for (address, size), (following, _) in itertools.pairwise(entries):
+    for index, (address, size) in enumerate(entries[:-1]):
+        following = entries[index + 1][0]
         start = address + max(size, 5)  # arming by one byte reads five bytes of a short function
         if size == 0 or following - start < 5 or not lowest <= start <= highest:
             continue

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shutil
 import struct
 from collections.abc import Sequence
 from dataclasses import replace
@@ -166,7 +167,7 @@ def test_imports_resolved_lazy_and_new(linkable: Any) -> None:
     entry = linked.entry("work")
     assert [target.call(entry, x) for x in (0, 1, 2, 3)] == ["3", "4095", "50", "3"]
     assert target.process.ask("lazy") == "4095", "its own lazy slot still works"
-    libc = next(image for image in target.images if "libc.so" in image.path)
+    libc = next(image for image in target.images if image.soname == "libc.so.6")
     assert set(linked.imports) >= {"a64l", "gnu_get_libc_version", "daylight", "memchr"}
     assert all(address in libc for address in linked.imports.values())
 
@@ -214,6 +215,7 @@ def test_new_code_of_a_library(program: Any, start: Any, tmp_path: Path, model: 
     assert target.call(linked.entry("work"), 1) == str(7 * (11 + 101 + 1000 + 2000 + 6 + 3 + 3))
 
 
+@pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler here")
 def test_exceptions_propagate_once_the_frames_are_registered(tmp_path: Path, start: Any) -> None:
     path = sample_patch.compile_program(
         SOURCE, tmp_path / "thrower", ("-O2", "-Wno-write-strings"), "g++"
@@ -390,7 +392,7 @@ def test_an_unresolved_indirect_function_is_found_or_refused(linkable: Any) -> N
         ["work"],
         flags=("-O2", "-fPIE", "-fno-builtin"),
     )
-    libc = next(image for image in target.images if "libc.so" in image.path)
+    libc = next(image for image in target.images if image.soname == "libc.so.6")
     found = libc.definition("strspn", None)
     assert found is not None
     assert found.type == 10

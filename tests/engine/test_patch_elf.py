@@ -409,7 +409,7 @@ def _mutate_meta(data: bytes, chance: random.Random) -> bytes:
             elif isinstance(node[key], int) and chance.random() < 0.4:
                 node[key] += chance.choice((-1, 1, -8, 8, 4096))
             else:
-                node[key] = chance.choice(values)
+                node[key] = copy.deepcopy(chance.choice(values))
             break
     return _with_meta(data, meta)
 

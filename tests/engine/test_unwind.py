@@ -118,7 +118,7 @@ def _step_through(pid: int) -> None:
     main = next(image for image in target.images if image.main)
     # _start, and libc's frames in between, are main's callers
     callers = len(calls) - next(i for i, call in enumerate(calls) if call in main) - 1
-    assert callers == 3
+    assert callers in (2, 3)
     decoded: dict[int, Any] = {}
     seen_in: dict[str, int] = {}
     aliases = 0
@@ -129,11 +129,12 @@ def _step_through(pid: int) -> None:
         pc = registers.rip
         assert unwound.complete, f"step {step} at {pc:#x}: {unwound.failure}"
         assert _pcs(unwound) == [pc, *calls], f"step {step} at {pc:#x}"
-        assert all(a.cfa < b.cfa for a, b in zip(unwound.frames, unwound.frames[1:], strict=False))
+        addresses = [frame.cfa for frame in unwound.frames]
+        assert addresses == sorted(set(addresses))
         deepest = max(deepest, len(calls))
         for image in target.images:
             if pc in image:
-                name = os.path.basename(image.path)
+                name = image.soname or "main"
                 seen_in[name] = seen_in.get(name, 0) + 1
         if pc in main and step % 7 == 0:
             # the same instruction, copied elsewhere, has the same callers
@@ -152,7 +153,7 @@ def _step_through(pid: int) -> None:
         if not os.WIFSTOPPED(status):
             break
         registers = _registers(pid)
-        if instruction.flow_control in (FlowControl.CALL, FlowControl.INDIRECT_CALL):
+        if instruction.is_call_near or instruction.is_call_near_indirect:
             calls.insert(0, instruction.next_ip)
         elif instruction.flow_control == FlowControl.RETURN:
             assert calls.pop(0) == registers.rip
@@ -161,7 +162,7 @@ def _step_through(pid: int) -> None:
     assert deepest >= 8
     assert aliases > 10
     assert seen_in["libc.so.6"] > 1000
-    assert seen_in["[vdso]"] > 10, "clock_gettime does not enter the kernel"
+    assert seen_in["linux-vdso.so.1"] > 10, "clock_gettime does not enter the kernel"
     if not main.bind_now:
         assert seen_in["ld-linux-x86-64.so.2"] > 500, "lazy binding was seen"
 
