@@ -77,11 +77,11 @@ def unpack(deb: Path, root: Path) -> BinaryPackage:
         raise Refusal("tool_missing", "dpkg-deb is needed to unpack packages") from error
     except subprocess.CalledProcessError as error:
         raise Refusal("archive_missing", f"{deb} is no Debian package") from error
-    fields = dict(re.findall(r"(?m)^([A-Za-z-]+): (.*(?:\n .*)*)", text))
-    version = fields["Version"]
+    fields: dict[str, str] = dict(re.findall(r"(?m)^([A-Za-z-]+): (.*(?:\n .*)*)", text))
+    version = str(fields["Version"])
     source = fields.get("Source", fields["Package"])
     match = re.fullmatch(r"(\S+) \((\S+)\)", source)
-    name, source_version = (match[1], match[2]) if match else (source, version)
+    name, source_version = (str(match[1]), str(match[2])) if match else (source, version)
     # A binary-only rebuild (+b1) has the version of its source in the Source field.
     depends = ", ".join(fields.get(f, "") for f in ("Pre-Depends", "Depends"))
     names = tuple(re.findall(r"(?:^|[,|]\s*)([a-z0-9][a-z0-9+.-]+)", depends))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The builder's cache: directories that are complete or absent, found by a digest of their inputs."""
+"""The builder's cache: directories, complete or absent, named by a digest of their inputs."""
 
 from __future__ import annotations
 

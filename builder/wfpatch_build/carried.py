@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Collects what a patch ELF carries: new code, and the strings, constants, tables and data it needs.
+"""Collects what a patch ELF carries: new code, and the strings, tables and data it needs.
 
 Starting from the changed functions, every relocation is followed. It ends at something that the
 stock object has (an undefined symbol, to be linked to the running process) or at something that the
@@ -73,7 +73,10 @@ class Carried:
         return self.symbols[part.function(new_name)].name
 
     def finish(self) -> None:
-        """Carry the unwind tables of all carried code, once everything else is in."""
+        """Follow the relocations of all code that was added, then carry its unwind tables."""
+        # Following one part's references may place code of another.
+        while sum(part.relocate_pending() for part in self._parts):
+            pass
         unwind = OutSection(".eh_frame", SHF_ALLOC, 8)
         for part in self._parts:
             part.unwind(unwind)
@@ -152,8 +155,9 @@ class _Part:
         self.owners = SymbolOwners(carried.stock, self.unit, importable)
         self._changed = {new for _, new in change.diff.changed}
         self._functions: dict[str, str] = {}  # name of carried code -> key
+        self._pending: list[tuple[CompiledSymbol, OutSection]] = []
         self._data: dict[tuple[int, int], str] = {}  # (section, start) of carried data -> key
-        self._label = f"{len(carried.sections)}:{change.unit.call.object_of(change.unit.source)}"
+        self._label = change.unit.call.object_of(change.unit.source)
 
     def _key(self, name: str) -> str:
         return f"{self._label}:{name}"
@@ -161,14 +165,21 @@ class _Part:
     # -- code -----------------------------------------------------------------------------------
 
     def function(self, name: str) -> str:
-        """Carry a function with its cold parts; the key of its entry's symbol."""
+        """Carry a function with its cold parts; the key of its entry's symbol.
+
+        Its relocations wait until all replaced functions have their places (and their names).
+        """
         if name not in self._functions:
-            # All names first: main and cold parts refer to each other.
-            pieces = [self.new.functions[name], *self.new.colds.get(name, ())]
-            placed = [(piece, self._place(piece)) for piece in pieces]
-            for piece, section in placed:
-                self._relocate_code(piece, section)
+            for piece in (self.new.functions[name], *self.new.colds.get(name, ())):
+                self._pending.append((piece, self._place(piece)))
         return self._functions[name]
+
+    def relocate_pending(self) -> int:
+        """Follow the relocations of code placed since the last call; returns how many pieces."""
+        pending, self._pending = self._pending, []
+        for piece, section in pending:
+            self._relocate_code(piece, section)
+        return len(pending)
 
     def _place(self, symbol: CompiledSymbol) -> OutSection:
         original = self.obj.sections[symbol.section]
@@ -319,6 +330,7 @@ class _Part:
         assert symbol is not None
         stock_name = self.change.stock_datum(name)
         thread_local = relocation.type in THREAD_LOCAL
+        found = None
         if stock_name is not None and name not in self.change.diff.changed_content:
             find = self.carried.stock.thread_local if thread_local else self.carried.stock.datum
             found = find(stock_name, self.unit)
@@ -328,13 +340,14 @@ class _Part:
                         reference.offset
                     )
                 return self.carried.undefined(object_owner(found)), reference.offset
-            if found is None and self.obj.sections[symbol.section].writable:
-                raise Refusal(
-                    "symbol_not_found",
-                    f"{name} of {self.obj.name} is not in {self.carried.stock.image.name}; if a "
-                    "patch before this one brought it, the new code cannot share it",
-                    symbol=name,
-                )
+        known_before = name in self.change.diff.data.old_of
+        if known_before and found is None and self.obj.sections[symbol.section].writable:
+            raise Refusal(
+                "symbol_not_found",
+                f"{name} of {self.obj.name} is not in {self.carried.stock.image.name}; if a "
+                "patch before this one brought it, the new code cannot share it",
+                symbol=name,
+            )
         if thread_local:
             raise Refusal(
                 "data_layout_changed",

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from wfpatch_build import __version__
 from wfpatch_build.debian import BuildResult, build_debian
@@ -96,7 +97,7 @@ def _common(parser: argparse.ArgumentParser) -> None:
 
 def _description(arguments: argparse.Namespace) -> Description:
     identity = arguments.id or arguments.output.resolve().name
-    cves = []
+    cves: list[dict[str, Any]] = []
     for word in arguments.cve or _cves_of(arguments.patch):
         name, _, severity = word.partition("=")
         cves.append({"id": name, "severity": severity or "medium", "references": []})

@@ -16,9 +16,13 @@ ASSEMBLER_SUFFIXES = (".S", ".s", ".sx")
 
 # Options that take the next word as their value, as far as they occur in builds (gcc(1)).
 _WITH_VALUE = frozenset(
-    "-o -I -D -U -L -l -include -imacros -isystem -iquote -idirafter -iprefix -iwithprefix "
-    "-iwithprefixbefore -isysroot -MF -MT -MQ -x -T -u -z -Xlinker -Xassembler -Xpreprocessor "
-    "-Xclang -aux-info -B -A -e -G -arch -target --param -dumpbase -dumpdir -wrapper -specs".split()
+    (
+        *("-o", "-x", "-I", "-D", "-U", "-L", "-l", "-T", "-u", "-z", "-e", "-B", "-A", "-G"),
+        *("-include", "-imacros", "-isystem", "-iquote", "-idirafter", "-iprefix", "-isysroot"),
+        *("-iwithprefix", "-iwithprefixbefore", "-MF", "-MT", "-MQ", "-aux-info", "-arch"),
+        *("-Xlinker", "-Xassembler", "-Xpreprocessor", "-Xclang", "-target", "--param"),
+        *("-dumpbase", "-dumpdir", "-wrapper", "-specs"),
+    )
 )
 # Dependency output: no part of what is compiled, and it would write into the tree.
 _DEPENDENCY = ("-M", "-MM", "-MD", "-MMD", "-MP", "-MG")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""An object file as the compiler made it (ET_REL), compiled with one section per function and datum.
+"""An object file as the compiler made it (ET_REL), with one section per function and datum.
 
 Offsets are within a section. Format: ELF-64 and the x86-64 psABI, chapter 4.
 """
@@ -67,6 +67,7 @@ class CompiledSection:
     alignment: int
     entry_size: int
     size: int
+    offset: int  # of the contents in the file
     data: bytes = field(repr=False)
     relocations: tuple[CompiledRelocation, ...] = field(repr=False, default=())
 
@@ -143,6 +144,7 @@ class CompiledObject:
                 max(1, header[8]),
                 header[9],
                 header[5],
+                header[4],
                 content(header),
                 relocations.get(number, ()),
             )

@@ -78,70 +78,89 @@ def _indirect_jump(
     if slot is not None:  # jmp *name@GOTPCREL(%rip): a tail call of an import
         flow.slots.add(slot)
         return
+    before = instructions[:index]
     if jump.op0_kind == OpKind.REGISTER:
-        if _is_switch(instructions, index):
+        register = _full(jump.op0_register)
+        if _is_switch(before[-_LOOK_BACK:], register):
             for table in sorted(flow.addresses):
                 targets = _offset_table(image, table, inside)
                 if targets:
                     flow.tables.add(table)
                     flow.inside |= targets
             return
-    elif jump.op0_kind == OpKind.MEMORY and jump.memory_index_scale == 8:
-        targets = {
-            target for table in flow.addresses for target in _address_table(image, table, inside)
-        }
+        load = next((i for i in reversed(before) if _destination(i) == register), None)
+        if load is not None and load.mnemonic == Mnemonic.MOV and load.op1_kind == OpKind.MEMORY:
+            jump = load
+    if OpKind.MEMORY in (jump.op0_kind, jump.op1_kind):
+        targets = _computed_goto(image, before, jump, inside)
         if targets:
             flow.inside |= targets
             return
     flow.leaves_anywhere = True
 
 
+def _computed_goto(
+    image: ObjectFile, before: Sequence[Instruction], load: Instruction, inside: Sequence[range]
+) -> set[int]:
+    """Targets of a jump through ``load``'s operand when that lies in a table of own addresses."""
+    registers = [r for r in (load.memory_base, load.memory_index) if int(r) != int(Register.NONE)]
+    for full in map(_full, registers):
+        writer = next((i for i in reversed(before) if _destination(i) == full), None)
+        if writer is not None and writer.mnemonic == Mnemonic.LEA:
+            table = rip_target(writer)
+            if table is not None:
+                return _address_table(image, table, inside)
+    return set()
+
+
 def _full(register: int) -> int:
-    return int(RegisterInfo(register).full_register)
+    return int(RegisterInfo(register).full_register)  # type: ignore[arg-type]
 
 
-def _is_switch(instructions: Sequence[Instruction], index: int) -> bool:
+def _is_switch(before: Sequence[Instruction], wanted: int) -> bool:
     """Whether the register jumped through was computed as table base + 32-bit table entry."""
-    wanted = _full(instructions[index].op0_register)
-    base: int | None = None
-    for instruction in reversed(instructions[max(0, index - _LOOK_BACK) : index]):
-        if instruction.op_count == 0 or instruction.op0_kind != OpKind.REGISTER:
+    for position in range(len(before) - 1, -1, -1):
+        instruction = before[position]
+        if _destination(instruction) != wanted:
             continue
-        destination = _full(instruction.op0_register)
-        if destination != wanted:
-            continue
-        if base is None:
-            if instruction.mnemonic == Mnemonic.ADD and instruction.op1_kind == OpKind.REGISTER:
-                base = _full(instruction.op1_register)
-                continue
-            if instruction.mnemonic == Mnemonic.MOV and instruction.op1_kind == OpKind.REGISTER:
-                wanted = _full(instruction.op1_register)
-                continue
+        if instruction.op1_kind != OpKind.REGISTER:
             return False
-        if _loads_entry(instruction):
-            return True
-        return base_swapped(instructions, index, base)
-    return base is not None and base_swapped(instructions, index, base)
-
-
-def base_swapped(instructions: Sequence[Instruction], index: int, register: int) -> bool:
-    """`add %entry,%base ; jmp *%base`: the entry is in the other operand of the addition."""
-    for instruction in reversed(instructions[max(0, index - _LOOK_BACK) : index]):
-        if (
-            instruction.op_count
-            and instruction.op0_kind == OpKind.REGISTER
-            and _full(instruction.op0_register) == register
-        ):
-            return _loads_entry(instruction)
+        if instruction.mnemonic == Mnemonic.MOV:
+            wanted = _full(instruction.op1_register)
+        elif instruction.mnemonic == Mnemonic.ADD:
+            # Base and entry may stand on either side of the addition.
+            either = (wanted, _full(instruction.op1_register))
+            return any(_is_entry(before[:position], register) for register in either)
+        else:
+            return False
     return False
 
 
-def _loads_entry(instruction: Instruction) -> bool:
-    return bool(
-        instruction.mnemonic == Mnemonic.MOVSXD
-        and instruction.op1_kind == OpKind.MEMORY
-        and instruction.memory_base != Register.NONE
-    )
+def _destination(instruction: Instruction) -> int | None:
+    """The register that an instruction writes, as far as address computations go."""
+    if instruction.mnemonic == Mnemonic.CDQE:
+        return int(Register.RAX)
+    if instruction.op_count == 0 or instruction.op0_kind != OpKind.REGISTER:
+        return None
+    if instruction.mnemonic in (Mnemonic.CMP, Mnemonic.TEST, Mnemonic.PUSH):
+        return None
+    return _full(instruction.op0_register)
+
+
+def _is_entry(before: Sequence[Instruction], register: int) -> bool:
+    """Whether ``register`` was last loaded with a sign-extended 32-bit word of memory."""
+    extended = False
+    for instruction in reversed(before):
+        if _destination(instruction) != register:
+            continue
+        if instruction.mnemonic == Mnemonic.CDQE:
+            extended = True
+            continue
+        if instruction.op_count < 2 or instruction.op1_kind != OpKind.MEMORY:
+            return False
+        loads = instruction.mnemonic == Mnemonic.MOVSXD
+        return loads or (extended and instruction.mnemonic == Mnemonic.MOV)
+    return False
 
 
 def _offset_table(image: ObjectFile, table: int, inside: Iterable[range]) -> set[int]:

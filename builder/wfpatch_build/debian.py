@@ -129,7 +129,7 @@ def _is_elf(path: Path) -> bool:
 
 
 def importable_names(image: ObjectFile, root: Path) -> Callable[[str], bool] | None:
-    """A test for names that the libraries ``image`` needs export; None if one is not in ``root``."""
+    """A test for names that the libraries which ``image`` needs export; None if one is missing."""
     names: set[str] = set()
     for library in image.needed:
         for directory in _LIBRARY_DIRECTORIES:

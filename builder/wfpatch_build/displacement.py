@@ -88,7 +88,9 @@ def relocated(instruction: Instruction, raw: bytes) -> tuple[bytes, tuple[Fixup,
     memory = rip_target(instruction)
     if memory is None:
         return raw, ()
-    offsets = Decoder(64, raw, ip=instruction.ip).get_constant_offsets(instruction)
+    decoder = Decoder(64, raw, ip=instruction.ip)
+    # Valid only for what this very decoder decoded last.
+    offsets = decoder.get_constant_offsets(decoder.decode())
     if offsets.displacement_size != 4:
         raise NotRelocatable(
             f"RIP-relative operand at {instruction.ip:#x} has no 32-bit displacement"

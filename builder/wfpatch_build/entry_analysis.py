@@ -14,7 +14,7 @@ from typing import Any
 
 from wfpatch_build.control_flow import ControlFlow, control_flow
 from wfpatch_build.displacement import JUMP_LENGTH, first_instruction, hold_template
-from wfpatch_build.instructions import decode, is_call
+from wfpatch_build.instructions import is_call, last_instruction
 from wfpatch_build.object_file import ObjectFile
 from wfpatch_build.padding import gaps, reachable_padding
 
@@ -107,9 +107,7 @@ class EntryAnalysis:
 
     def ends_in_call(self, start: int, size: int) -> bool:
         """Whether the piece's last instruction is a call, so that its return address is its end."""
-        last = None
-        for last in decode(self.image.read(start, size), start):
-            pass
+        last = last_instruction(self.image.read(start, size), start)
         return last is not None and is_call(last)
 
     def inner_entries(self, function: OldFunction) -> list[int]:
@@ -123,11 +121,13 @@ class EntryAnalysis:
     def entry(self, function: OldFunction, taken: Collection[int] = ()) -> dict[str, Any]:
         """The metadata members that concern the entry. Raises displacement.NotRelocatable."""
         data = self.image.read(function.address, function.size)
+        first = first_instruction(data, function.address)
         hold = hold_template(data, function.address, self.branch_targets)
-        run = self.padding(function, taken)
+        # One byte has no room for `jmp rel8`, five or more need none.
+        run = self.padding(function, taken) if 2 <= first.length < JUMP_LENGTH else None
         return {
             "ends_in_call": self.ends_in_call(function.address, function.size),
-            "displaced": first_instruction(data, function.address).displaced_json(),
+            "displaced": first.displaced_json(),
             "hold": None if hold is None else hold.hold_json(),
             "padding": None if run is None else {"address": run[0], "size": run[1]},
             "inner_entries": self.inner_entries(function),

@@ -6,6 +6,7 @@ Addresses are link-time virtual addresses, sizes are in bytes.
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Iterator
 
 from iced_x86 import Code, Decoder, FlowControl, Instruction, Mnemonic, OpKind, Register
@@ -43,6 +44,12 @@ def decode(data: bytes, address: int) -> Iterator[Instruction]:
 def decode_one(data: bytes, address: int) -> Instruction:
     """The first instruction of ``data``."""
     return Decoder(64, data, ip=address).decode()
+
+
+def last_instruction(data: bytes, address: int) -> Instruction | None:
+    """The last instruction of ``data``, or None when it is empty."""
+    kept = collections.deque(decode(data, address), maxlen=1)
+    return kept[0] if kept else None
 
 
 def is_valid(instruction: Instruction) -> bool:

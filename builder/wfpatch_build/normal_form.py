@@ -140,11 +140,10 @@ class NormalForms:
         for section in self.obj.sections:
             if not section.allocated or section.name == ".eh_frame":
                 continue
-            if section.executable:
-                for relocation in section.relocations:
-                    reference = self.references.resolve(section, relocation)
-                    if reference.kind == "anonymous":
-                        places.setdefault(reference.section, set()).add(reference.place)
+            for relocation in section.relocations:
+                reference = self.references.resolve(section, relocation)
+                if reference.kind == "anonymous":
+                    places.setdefault(reference.section, set()).add(reference.place)
         for number, symbols in self.obj.by_section.items():
             places.setdefault(number, set()).update(s.value for s in symbols)
         return {number: sorted(found) for number, found in places.items()}

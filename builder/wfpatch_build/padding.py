@@ -11,7 +11,7 @@ import bisect
 from collections.abc import Collection
 
 from wfpatch_build.displacement import JUMP_LENGTH
-from wfpatch_build.instructions import decode, ends_flow, is_padding, is_valid
+from wfpatch_build.instructions import decode, ends_flow, is_padding, is_valid, last_instruction
 from wfpatch_build.object_file import ObjectFile
 
 _SHORT_JUMP = 2
@@ -26,7 +26,7 @@ def gaps(image: ObjectFile) -> list[tuple[int, int]]:
     """
     found: list[tuple[int, int]] = []
     for (start, size), (following, _) in zip(image.pieces, image.pieces[1:], strict=False):
-        # The byte way reads the five bytes at an entry, so fill behind a shorter function is in use.
+        # The byte way reads the five bytes at an entry: fill behind a shorter one is in use.
         end = max(start + size, start + JUMP_LENGTH)
         if following - end < JUMP_LENGTH:
             continue
@@ -42,31 +42,24 @@ def gaps(image: ObjectFile) -> list[tuple[int, int]]:
 
 
 def _last_ends_flow(image: ObjectFile, start: int, size: int) -> bool:
-    last = None
-    for last in decode(image.read(start, size), start):
-        pass
+    last = last_instruction(image.read(start, size), start)
     return last is not None and ends_flow(last)
 
 
 def reachable_padding(
     runs: list[tuple[int, int]], entry: int, taken: Collection[int]
 ) -> tuple[int, int] | None:
-    """The run nearest to ``entry`` that a `jmp rel8` there reaches; the one before it preferred.
+    """(address, size) of five bytes of a run that a `jmp rel8` at ``entry`` reaches, or None.
 
-    ``taken`` are addresses of runs that other functions of the set use. Preferring the run in
-    front of the entry keeps functions of different patches off each other's padding.
+    ``taken`` are addresses of such places that other functions of the set use. The run in front of
+    the entry is preferred: that keeps functions of different patches off each other's padding.
     """
     index = bisect.bisect_left(runs, (entry, 0))
-    best: tuple[int, int] | None = None
-    for address, size in reversed(runs[max(0, index - 10) : index]):
-        # The last five bytes of the run are the nearest to an entry behind it.
-        place = address + size - JUMP_LENGTH
-        if place - (entry + _SHORT_JUMP) in _REACH and address not in taken:
-            best = (place, JUMP_LENGTH)
-            break
-    if best is not None:
-        return best
-    for address, size in runs[index : index + 10]:
-        if address - (entry + _SHORT_JUMP) in _REACH and address not in taken:
-            return (address, size)
+    # The last bytes of a run in front and the first ones of a run behind are the nearest.
+    places = [a + s - JUMP_LENGTH for a, s in reversed(runs[max(0, index - 10) : index])]
+    places += [a for a, _ in runs[index : index + 10]]
+    for place in places:
+        in_reach = place - (entry + _SHORT_JUMP) in _REACH
+        if in_reach and all(abs(place - other) >= JUMP_LENGTH for other in taken):
+            return place, JUMP_LENGTH
     return None

@@ -41,7 +41,7 @@ def replaced_functions(stock: Stock, changes: Sequence[ObjectChange]) -> list[Re
     found: list[Replaced] = []
     for change in changes:
         unit = change.stock_unit(stock)
-        mine = []
+        mine: list[Replaced] = []
         for old_name, new_name in change.diff.changed:
             stock_name = change.stock_function(new_name)
             symbol = None if stock_name is None else stock.function(stock_name, unit)
@@ -53,8 +53,8 @@ def replaced_functions(stock: Stock, changes: Sequence[ObjectChange]) -> list[Re
                     "linker dropped it",
                     function=old_name,
                 )
-            if any(symbol.address == r.old.address for r in found):
-                continue  # one COMDAT function, compiled into several objects
+            if any(symbol.address == r.old.address for r in (*found, *mine)):
+                continue  # an alias, or one COMDAT function compiled into several objects
             cold = stock.function(f"{stock_name}{COLD}", unit)
             pieces = () if cold is None else (Piece("cold", cold.address, cold.size),)
             file = symbol.file

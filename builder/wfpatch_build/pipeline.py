@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""From a built tree, a stock binary and a patch to a patch ELF: the steps all ways of building share."""
+"""From a built tree, a stock binary and a patch to a patch ELF: what all ways of building share."""
 
 from __future__ import annotations
 
@@ -23,6 +23,11 @@ from wfpatch_build.stock import Stock
 from wfpatch_build.stock_check import Difference, StockCheck
 
 Progress = Callable[[str], None]
+
+_GENERATOR_INPUTS = (
+    *(".y", ".yy", ".ypp", ".l", ".ll", ".lex", ".rl", ".re", ".gperf", ".asn1", ".idl", ".proto"),
+    *(".c.in", ".h.in", ".c.py", ".def.in", ".tbl", ".pidl"),
+)
 
 
 @dataclass(frozen=True)
@@ -109,6 +114,7 @@ def _compiled(
     compiler = Compiler(build, out)
     trees = [build.tree, post] if pre is build.tree else [build.tree, pre, post]
     affected = compiler.affected(units, trees, touched)
+    _refuse_generated(touched)
     progress(f"{len(touched)} files differ, {len(affected)} of {len(units)} objects are affected")
     labels = ("old", "post") if pre is build.tree else ("old", "pre", "post")
     jobs = [(u, t, label) for u in affected for t, label in zip(trees, labels, strict=True)]
@@ -120,6 +126,18 @@ def _compiled(
         versions = objects[number * step : (number + 1) * step]
         found.append(ObjectChange(unit, versions[0], versions[-2], versions[-1]))
     return found
+
+
+def _refuse_generated(touched: Sequence[str]) -> None:
+    """Sources that a program makes during the build are not made again for one object."""
+    inputs = [name for name in touched if name.endswith(_GENERATOR_INPUTS)]
+    if inputs:
+        raise Refusal(
+            "generated_source",
+            f"{', '.join(inputs)}: sources are generated from it during the build; patch what is "
+            "generated instead",
+            files=inputs,
+        )
 
 
 def _compare_with_stock(

@@ -56,9 +56,7 @@ def build_plain(
         home = scratch / "home"
         _stand_ins(home)
         build = BuildTree(tree, str(old), Sandbox(), home / "log" / "compile.log")
-        sandbox = Sandbox(
-            binds=((tree, str(old)),), environment={"PATH": f"{home / 'bin'}:{PATH}"}
-        )
+        sandbox = Sandbox(binds=((tree, str(old)),), environment={"PATH": f"{home / 'bin'}:{PATH}"})
         sandbox.check("build_failed", f"`{command}`", ["/bin/sh", "-c", command], str(old))
         again = _find_built(tree, image, built)
         other = ObjectFile.load(again)

@@ -53,10 +53,10 @@ THREAD_LOCAL = frozenset((R_TPOFF32, R_GOTTPOFF, R_TLSGD, R_TLSLD, R_DTPOFF32, R
 class Reference:
     """What one relocation names.
 
-    ``kind``: ``undefined``, ``function`` (code of this object), ``data`` (a named datum), ``string``
-    or ``constant`` (anonymous, merged by content), ``anonymous`` (other unnamed data, a switch table
-    among them) or ``absolute``. ``offset`` counts from the start of what is named; ``content`` are
-    a string's or constant's bytes; ``section`` and ``place`` say where it lies in this object.
+    ``kind``: ``undefined``; ``function``, code of this object; ``data``, a named datum; ``string``
+    or ``constant``, anonymous and merged by content; ``anonymous``, other unnamed data, switch
+    tables among them; or ``absolute``. ``offset`` counts from the start of what is named;
+    ``content`` are a string's or constant's bytes; ``section`` and ``place`` say where it lies.
     """
 
     kind: str
@@ -127,9 +127,10 @@ class References:
     def _code(self, section: CompiledSection, place: int) -> Reference:
         best: CompiledSymbol | None = None
         for symbol in self.obj.by_section.get(section.index, ()):
-            if symbol.type in (STT_FUNC, STT_GNU_IFUNC) and symbol.value <= place:
-                if best is None or place < symbol.value + symbol.size or place == symbol.value:
-                    best = symbol if best is None or symbol.value > best.value else best
+            if symbol.type not in (STT_FUNC, STT_GNU_IFUNC) or symbol.value > place:
+                continue
+            if best is None or best.value < symbol.value:
+                best = symbol
         if best is None:
             return Reference("anonymous", section.name, place, section.index, place)
         return Reference(

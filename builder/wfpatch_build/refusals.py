@@ -148,7 +148,9 @@ def _loose_code(obj: CompiledObject) -> list[tuple[str, bytes]]:
 def _check_collected(change: ObjectChange) -> None:
     """Sections of one's own naming are arrays that the linker collects, walked at some time."""
 
-    def content(obj: CompiledObject, forms: NormalForms, canonical: Canonical) -> list[object]:
+    def content(
+        obj: CompiledObject, forms: NormalForms, canonical: Canonical
+    ) -> list[tuple[str, ...]]:
         return sorted(
             (
                 (s.name, *map(repr, forms.content(s, 0, s.size, canonical)))
@@ -171,7 +173,7 @@ def _check_collected(change: ObjectChange) -> None:
 def _check_layouts(change: ObjectChange, accepted: Sequence[str]) -> None:
     if change.diff.is_empty:
         return
-    for item in changed_layouts(change.pre.raw, change.post.raw):
+    for item in changed_layouts(change.pre, change.post):
         if item.type not in accepted and item.type.partition(" ")[2] not in accepted:
             raise Refusal(
                 "data_layout_changed",

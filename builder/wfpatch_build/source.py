@@ -30,7 +30,9 @@ def link_copy(tree: Path, variant: Path, links: bool = True) -> None:
     """A copy of ``tree`` whose files are hard links; whole copies without ``links``, or where hard
     links do not reach."""
     if links:
-        done = subprocess.run(["cp", "-al", str(tree), str(variant)], capture_output=True, check=False)
+        done = subprocess.run(
+            ["cp", "-al", str(tree), str(variant)], capture_output=True, check=False
+        )
         if done.returncode == 0:
             return
         shutil.rmtree(variant, ignore_errors=True)

@@ -106,7 +106,7 @@ def survey(image: ObjectFile) -> Survey:
 def table(surveys: Iterable[Survey]) -> str:
     """The surveys as a table for people, one line per object, shares in percent."""
     head = ("object", "functions", *WAYS, "<5 bytes", "1-byte first", ">=5 first", "branch first")
-    rows = [head]
+    rows: list[tuple[str, ...]] = [head]
     for item in surveys:
         counts = (
             *(item.ways[w] for w in WAYS),

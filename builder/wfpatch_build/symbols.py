@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Who owns each symbol that new code uses but the patch does not bring: the object, or an import."""
+"""Who owns each symbol that new code uses but the patch does not bring."""
 
 from __future__ import annotations
 

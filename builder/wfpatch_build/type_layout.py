@@ -11,12 +11,14 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from elftools.dwarf.compileunit import CompileUnit
 from elftools.dwarf.die import DIE
 from elftools.elf.elffile import ELFFile
+
+from wfpatch_build.compiled_object import CompiledObject
+from wfpatch_build.references import R_32, R_64
 
 _AGGREGATES = {
     "DW_TAG_structure_type": "struct",
@@ -51,7 +53,7 @@ class LayoutChange:
     text: str
 
 
-def changed_layouts(old: bytes, new: bytes) -> list[LayoutChange]:
+def changed_layouts(old: CompiledObject, new: CompiledObject) -> list[LayoutChange]:
     """Types that both compiled objects define, with different layouts."""
     before, after = layouts(old), layouts(new)
     found = []
@@ -62,16 +64,16 @@ def changed_layouts(old: bytes, new: bytes) -> list[LayoutChange]:
     return found
 
 
-def layouts(data: bytes) -> dict[str, Layout]:
+def layouts(obj: CompiledObject) -> dict[str, Layout]:
     """`struct name` (or `union`, `enum`) -> layout, of all complete types of file scope.
 
     An anonymous type that only a typedef names goes by that name.
     """
-    elf = ELFFile(io.BytesIO(data))
+    elf = ELFFile(io.BytesIO(_relocated(obj)))
     if not elf.has_dwarf_info():
         return {}
     found: dict[str, Layout] = {}
-    for unit in elf.get_dwarf_info().iter_CUs():
+    for unit in elf.get_dwarf_info(relocate_dwarf_sections=False).iter_CUs():
         reader = _Types(unit)
         for die, scope in _file_scope(unit.get_top_DIE(), ""):
             target, name = die, _name(die)
@@ -84,6 +86,24 @@ def layouts(data: bytes) -> dict[str, Layout]:
                 key = f"{_AGGREGATES[target.tag]} {scope}{name}"
                 found.setdefault(key, reader.layout(target))
     return found
+
+
+def _relocated(obj: CompiledObject) -> bytes:
+    """The object's bytes with the debug sections' references to each other filled in.
+
+    pyelftools would do it, but refuses objects that have thread-local variables (DTPOFF32).
+    """
+    data = bytearray(obj.raw)
+    for section in obj.sections:
+        if not section.name.startswith(".debug_"):
+            continue
+        for relocation in section.relocations:
+            width = {R_32: 4, R_64: 8}.get(relocation.type)
+            if width is not None:
+                at = section.offset + relocation.offset
+                value = obj.symbols[relocation.symbol].value + relocation.addend
+                data[at : at + width] = value.to_bytes(width, "little", signed=value < 0)
+    return bytes(data)
 
 
 def _name(die: DIE) -> str:
@@ -196,5 +216,3 @@ def _difference(old: Layout, new: Layout) -> str | None:
         if before != after:
             return f"member {before[0] or '(anonymous)'} changes its place or type"
     return "its layout changes"
-
-
