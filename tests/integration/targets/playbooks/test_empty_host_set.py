@@ -10,11 +10,7 @@ import pytest
 from conftest import FLEET
 
 NAMES = ["install", "patch", "revert", "status", "uninstall"]
-
-
-@pytest.fixture(params=NAMES)
-def playbook(request):
-    return f"wfpatch.fleet.{request.param}"
+PATCH = "wfpatch.fleet.patch"
 
 
 def refused(run, guarded=True):
@@ -25,50 +21,43 @@ def refused(run, guarded=True):
     assert "no hosts matched" not in run.output
 
 
-def test_empty_inventory(playbooks, playbook, tmp_path):
+@pytest.mark.parametrize("name", NAMES)
+def test_empty_inventory(playbooks, name, tmp_path):
     empty = tmp_path / "empty"
     empty.write_text("")
-    refused(playbooks.run(playbook, inventory=empty))
+    refused(playbooks.run(f"wfpatch.fleet.{name}", inventory=empty))
 
 
-def test_inventory_that_is_not_there(playbooks, playbook, tmp_path):
-    refused(playbooks.run(playbook, inventory=tmp_path / "nosuch"))
-
-
-def test_unknown_pattern(playbooks, playbook):
-    refused(playbooks.run(playbook, wfpatch_hosts="nosuch"))
-
-
-def test_empty_group(playbooks, playbook):
-    refused(playbooks.run(playbook, wfpatch_hosts="none"))
-
-
-def test_empty_pattern(playbooks, playbook):
-    refused(playbooks.run(playbook, wfpatch_hosts=""))
-
-
-def test_limit_that_matches_other_hosts(playbooks, playbook):
-    run = playbooks.run(playbook, "--limit", "others", wfpatch_hosts="patched")
+@pytest.mark.parametrize("name", NAMES)
+def test_limit_that_matches_other_hosts(playbooks, name):
+    options = ("--limit", "others")
+    run = playbooks.run(f"wfpatch.fleet.{name}", *options, wfpatch_hosts="patched")
     refused(run)
     assert "with --limit others" in run.output
 
 
-def test_limit_that_matches_nothing(playbooks, playbook):
+def test_limit_that_excludes_all(playbooks):
+    refused(playbooks.run(PATCH, "--limit", "!patched", wfpatch_hosts=["patched"]))
+
+
+def test_limit_that_matches_nothing(playbooks):
     # Ansible itself refuses this one.
-    refused(playbooks.run(playbook, "--limit", "nosuch"), guarded=False)
+    refused(playbooks.run(PATCH, "--limit", "nosuch"), guarded=False)
 
 
-def test_limit_that_excludes_all(playbooks, playbook):
-    refused(playbooks.run(playbook, "--limit", "!patched", wfpatch_hosts=["patched"]))
+def test_inventory_that_is_not_there(playbooks, tmp_path):
+    refused(playbooks.run(PATCH, inventory=tmp_path / "nosuch"))
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_by_path(playbooks, name):
-    refused(playbooks.run(str(FLEET / "playbooks" / f"{name}.yml"), wfpatch_hosts="nosuch"))
+@pytest.mark.parametrize("pattern", ["nosuch", "none", "", "patched:!here"])
+def test_patterns(playbooks, pattern):
+    refused(playbooks.run(PATCH, wfpatch_hosts=pattern))
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_listing_and_syntax_check(playbooks, name):
-    playbook = f"wfpatch.fleet.{name}"
-    assert playbooks.run(playbook, "--syntax-check").code == 0
-    assert "here" in playbooks.succeed(playbook, "--list-hosts", "--limit", "patched").output
+def test_by_path(playbooks):
+    refused(playbooks.run(str(FLEET / "playbooks" / "patch.yml"), wfpatch_hosts="nosuch"))
+
+
+def test_listing_and_syntax_check(playbooks):
+    assert playbooks.run(PATCH, "--syntax-check").code == 0
+    assert "here" in playbooks.succeed(PATCH, "--list-hosts", "--limit", "patched").output
