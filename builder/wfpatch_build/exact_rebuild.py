@@ -69,7 +69,8 @@ def rebuild(suite: str, source_files: Sequence[Path]) -> ExactRebuild:
 
 
 def _source_directory(parent: Path) -> Path:
-    return next(p for p in sorted(parent.iterdir()) if p.is_dir())
+    """The unpacked source; hidden directories are variants that another builder works on."""
+    return next(p for p in sorted(parent.iterdir()) if p.is_dir() and p.name[0] != ".")
 
 
 def _build(root: Path, parent: Path, log: Path, source_files: Sequence[Path]) -> None:
