@@ -10,7 +10,10 @@ their inside**, so that no thread, wherever it was interrupted, resumes within t
           instruction of five bytes or more; ``jmp rel8`` over one of two to four bytes to a
           ``jmp rel32`` in never-executed padding; or ``jmp rel32`` over one of two to four bytes
           with the bytes behind it as the upper part of its distance (E9Patch's padded punning),
-          landing on a page mapped for it.
+          landing on a page mapped for it; or, where neither fits, the second instruction is
+          *evicted*: it too becomes a jump, to its own copy on a page mapped for it, so that its
+          bytes are ours to choose for the distance of the first (E9Patch's successor eviction).
+          Both are single instructions: a thread between them runs the copy.
 ``hold``  all threads stopped at once, then ``jmp rel32`` over whole instructions.
 
 Nothing here touches a process: the plan says what to map, to write and to move, and in which order.
@@ -19,20 +22,81 @@ Nothing here touches a process: the plan says what to map, to write and to move,
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Optional
+from typing import Optional, Protocol
 
 from .errors import Refused
-from .machine_code import jmp_rel8, jmp_rel32, landing, reaches
+from .machine_code import (
+    ContinuationTemplate,
+    continuation,
+    continuation_size,
+    jmp_rel8,
+    jmp_rel32,
+    landing,
+    reaches,
+)
 from .region import PAGE, AddressSpace, kept_clear, placeable
 from .region_header import WAYS, Slot, Write
 
 BYTES_NEEDED = 8
 """Bytes of the entry that planning looks at: those of the longest punned jump."""
 
+LONGEST_EVICTED = 64
+"""Bytes that the copy of an evicted instruction and its jump back can take at most."""
+
 _LEGACY_PREFIX = 0x3E
 """A DS segment override: ignored by a near jump in 64-bit mode (SDM volume 2, 2.1.1)."""
+
+
+@dataclass(frozen=True)
+class RuntimeFixup:
+    """As machine_code.Fixup, with a runtime address as its target."""
+
+    offset: int
+    addend: int
+    target: int
+
+
+@dataclass(frozen=True)
+class Successor:
+    """The second instruction of a function, ``length`` bytes, as a template for a copy of it.
+
+    A machine_code.ContinuationTemplate whose fixups have runtime addresses.
+    """
+
+    length: int
+    code: bytes
+    fixups: tuple[RuntimeFixup, ...]
+    falls_through: bool
+
+
+class HoldTemplate(ContinuationTemplate, Protocol):
+    """patch_elf.Hold: whole instructions with their boundaries (old offset, offset in ``code``)."""
+
+    @property
+    def boundaries(self) -> Sequence[tuple[int, int]]: ...
+
+
+def successor(hold: HoldTemplate, resolve: Callable[[int], int]) -> Optional[Successor]:
+    """The second of the instructions that a hold would displace; None where it has only one.
+
+    ``resolve`` turns a link-time address of the object into a runtime address.
+    """
+    boundaries = [*hold.boundaries, (hold.length, len(hold.code))]
+    if len(boundaries) < 3:
+        return None
+    (low, begin), (high, end) = boundaries[1:3]
+    return Successor(
+        high - low,
+        hold.code[begin:end],
+        tuple(
+            RuntimeFixup(fixup.offset - begin, fixup.addend, resolve(fixup.target))
+            for fixup in hold.fixups
+            if begin <= fixup.offset < end
+        ),
+        hold.falls_through or len(boundaries) > 3,
+    )
 
 
 @dataclass(frozen=True)
@@ -43,7 +107,8 @@ class EntrySite:
     ``first_length`` the length of its first instruction; ``inner_entries`` the offsets 1..4 at
     which control may enter from elsewhere; ``padding`` (address, size) of never-executed bytes;
     ``hold_length`` the length of the whole instructions that a hold displaces, None where that is
-    impossible; ``stub`` where the entry must lead.
+    impossible; ``stub`` where the entry must lead; ``successor`` the second instruction, where it
+    may be evicted.
     """
 
     slot: int
@@ -55,6 +120,7 @@ class EntrySite:
     inner_entries: tuple[int, ...] = ()
     padding: Optional[tuple[int, int]] = None
     hold_length: Optional[int] = None
+    successor: Optional[Successor] = None
 
 
 @dataclass(frozen=True)
@@ -64,7 +130,8 @@ class ArmedEntry:
     ``writes`` are the bytes of the object's text that change, in the order of arming; ``landing``
     the address of the landing code or 0, ``landing_code`` its bytes; ``relied`` the interval
     ``[low, high)`` of unchanged bytes that are part of the jump; ``displaced`` the length of what
-    the continuation stands for.
+    the continuation stands for; ``evicted`` the address and bytes of the second instruction's copy,
+    or (0, b""). The copy is old code: a thread in it is inside the function.
     """
 
     slot: int
@@ -76,6 +143,13 @@ class ArmedEntry:
     landing: int = 0
     landing_code: bytes = b""
     relied: tuple[int, int] = (0, 0)
+    evicted: tuple[int, bytes] = (0, b"")
+
+    @property
+    def outside(self) -> tuple[tuple[int, bytes], ...]:
+        """(address, code) of all that lies on landing pages for this entry."""
+        landing = ((self.landing, self.landing_code),) if self.landing else ()
+        return landing + ((self.evicted,) if self.evicted[0] else ())
 
 
 @dataclass(frozen=True)
@@ -334,6 +408,83 @@ def _by_punned_jump(site: EntrySite, landings: _Landings) -> Iterator[ArmedEntry
             break
 
 
+def _longer_punned_distances(fixed: int, free: int) -> Iterator[int]:
+    """As _punned_distances, with all four bytes of the distance free as well."""
+    if free < 4:
+        yield from _punned_distances(fixed, free)
+        return
+    for top in range(0x08, 0x100, 0x10):
+        yield from _punned_distances(top, 3)
+
+
+def _by_eviction(site: EntrySite, landings: _Landings) -> Iterator[ArmedEntry]:
+    """The second instruction's jump first, since the entry's distance contains its bytes."""
+    length, second = site.first_length, site.successor
+    if second is None or length >= 5 or continuation_size(second) > LONGEST_EVICTED:
+        return
+    end = length + second.length
+    if any(offset < end and offset != length for offset in site.inner_entries):
+        return
+    size = continuation_size(second)
+    for prefixes in range(second.length):
+        # [3e...] e9 and its distance, of which the first bytes lie within the second instruction.
+        opcode = length + prefixes
+        if len(site.entry) < max(end, opcode + 5):
+            return
+        free = min(4, end - opcode - 1)
+        fixed = int.from_bytes(site.entry[end : opcode + 5], "little")
+        for distance in _longer_punned_distances(fixed, free):
+            copy = site.address + opcode + 5 + distance
+            if not landings.fits(copy, size):
+                continue
+            try:
+                code = continuation(second, copy, site.address + length, lambda target: target)
+            except Refused:
+                continue
+            jump = bytes([_LEGACY_PREFIX]) * prefixes + b"\xe9" + struct.pack("<i", distance)
+            # What the jump leaves of a longer instruction is never run.
+            changed = (jump + site.entry[opcode + 5 :])[: second.length]
+            behind = site.entry[:length] + changed + site.entry[end:]
+            found = _entry_before_evicted(site, landings, behind, (copy, copy + size))
+            if found is None:
+                continue
+            prefix, near, landing_at = found
+            yield ArmedEntry(
+                site.slot,
+                site.name,
+                site.address,
+                "swap",
+                (
+                    Write(site.address + length, site.entry[length:end], changed),
+                    Write(site.address, site.entry[:length], near[:length]),
+                ),
+                length,
+                landing_at,
+                landing(landing_at, site.stub),
+                (site.address + end, site.address + max(end, opcode + 5, prefix + 5)),
+                (copy, code),
+            )
+            break
+
+
+def _entry_before_evicted(
+    site: EntrySite, landings: _Landings, behind: bytes, copy: tuple[int, int]
+) -> Optional[tuple[int, bytes, int]]:
+    """(prefixes, jump, landing) of an entry whose distance ends in the bytes ``behind`` it."""
+    length = site.first_length
+    for prefixes in range(length):
+        free = length - 1 - prefixes
+        end = prefixes + 5
+        fixed = int.from_bytes(behind[length:end], "little")
+        for distance in _punned_distances(fixed, free):
+            at = site.address + end + distance
+            size = _landing_size(at, site.stub)
+            if landings.fits(at, size) and not (at < copy[1] and copy[0] < at + size):
+                code = bytes([_LEGACY_PREFIX]) * prefixes + b"\xe9" + struct.pack("<i", distance)
+                return prefixes, code, at
+    return None
+
+
 def _by_hold(site: EntrySite) -> Iterator[ArmedEntry]:
     if site.hold_length is None or site.hold_length < 5:
         return
@@ -375,6 +526,7 @@ def _choices(site: EntrySite, landings: _Landings, occupied: Occupied) -> Iterat
         yield from _by_whole_jump(site)
         yield from _by_short_jump(site, occupied.padding)
         yield from _by_punned_jump(site, landings)
+        yield from _by_eviction(site, landings)
     if "hold" in occupied.ways:
         yield from _by_hold(site)
 
@@ -390,7 +542,7 @@ def plan_arming(
     landings = _Landings(
         space,
         occupied.landing_pages,
-        [(entry.landing, len(entry.landing_code)) for entry in occupied.armed if entry.landing],
+        [(at, len(code)) for entry in occupied.armed for at, code in entry.outside],
         occupied.taken,
         occupied.mapping_budget,
     )
@@ -405,8 +557,8 @@ def plan_arming(
         for choice in _choices(site, landings, occupied):
             if changed.accept(choice, addresses):
                 changed.add(choice)
-                if choice.landing:
-                    landings.take(choice.landing, len(choice.landing_code))
+                for at, code in choice.outside:
+                    landings.take(at, len(code))
                 entries.append(choice)
                 break
         else:
@@ -425,9 +577,7 @@ def plan_arming(
         entries=tuple(entries),
         landing_maps=_runs(landings.planned),
         landing_writes=tuple(
-            Write(entry.landing, bytes(len(entry.landing_code)), entry.landing_code)
-            for entry in entries
-            if entry.landing
+            Write(at, bytes(len(code)), code) for entry in entries for at, code in entry.outside
         ),
         landing_pages=_runs(landings.all_pages()),
         scratch_maps=scratch_maps,
@@ -486,6 +636,7 @@ def armed_entry(slot: Slot, stub: int) -> ArmedEntry:
         at,
         code,
         slot.relied,
+        slot.evicted,
     )
 
 

@@ -72,7 +72,8 @@ class Slot:
 
     ``entry`` are the first bytes of the function as shipped; ``way``, ``writes``, ``displaced``,
     ``relied`` and ``landing`` (address, size) say how it is armed, as in arming.ArmedEntry;
-    ``armed`` whether the writes are known to be done.
+    ``armed`` whether the writes are known to be done; ``evicted`` is the address and code of an
+    evicted second instruction, or (0, b"").
     """
 
     index: int
@@ -89,6 +90,7 @@ class Slot:
     landing: tuple[int, int]
     migrate: str
     continuation: Piece
+    evicted: tuple[int, bytes] = (0, b"")
 
 
 @dataclass(frozen=True)
@@ -228,6 +230,7 @@ def _slot_json(slot: Slot) -> dict[str, object]:
         "landing": list(slot.landing),
         "migrate": slot.migrate,
         "continuation": _piece_json(slot.continuation),
+        "evicted": {"address": slot.evicted[0], "code": slot.evicted[1].hex()},
     }
 
 
@@ -382,6 +385,9 @@ def _read_slot(fields: Fields) -> Slot:
     landing = _integers(fields.raw("landing"), "landing", 2)
     if relied[1] - relied[0] > 16 or landing[1] > 16:
         raise Invalid("slots", "a jump is longer than jumps are")
+    evicted = fields.nested("evicted")
+    evicted_code = (_address(evicted, "address"), _read_bytes(evicted, "code", 64))
+    evicted.done()
     return Slot(
         index=fields.number("index", 0, MAX_SLOTS),
         name=fields.text("name", NAME_LIMIT),
@@ -397,6 +403,7 @@ def _read_slot(fields: Fields) -> Slot:
         landing=(landing[0], landing[1]),
         migrate=fields.text("migrate", 32, MODES),
         continuation=_read_piece(fields.raw("continuation"), "continuation"),
+        evicted=evicted_code,
     )
 
 

@@ -21,6 +21,7 @@ from wfpatch.arming import (
     patched_copy,
     plan_arming,
     scratch_span,
+    successor,
 )
 from wfpatch.errors import Refused
 from wfpatch.generation_table import initialise, open_slot
@@ -156,6 +157,7 @@ class ArmingRig:
             first_length=self.template(kind).length,
             stub=self.region.stub(kind),
             hold_length=hold.length if hold else None,
+            successor=successor(hold, lambda address: address) if hold else None,
         )
         assert len(plain.entry) >= BYTES_NEEDED
         return replace(plain, **changes)

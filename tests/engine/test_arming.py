@@ -4,20 +4,25 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 
 import pytest
-from arming_rig import ArmingRig
+from arming_rig import ArmingRig, Fixup, Template
 from objdump_listing import decoded
+from wfpatch import arming
 from wfpatch.arming import (
     ArmedEntry,
     EntrySite,
     Occupied,
     PageSwap,
+    RuntimeFixup,
+    Successor,
     armed_entry,
     patched_copy,
     plan_arming,
     plan_disarming,
     scratch_span,
+    successor,
 )
 from wfpatch.errors import Refused
 from wfpatch.maps import MemoryMap
@@ -304,6 +309,101 @@ def test_ways_can_be_ruled_out():
         plan(one, ways=frozenset(("swap",)))
 
 
+# -- eviction ----------------------------------------------------------------------------------
+
+
+def evictable(**changes) -> EntrySite:
+    """push %rbx; mov %rdi,%rbx; ...: one byte leads to an occupied place, and nothing else fits."""
+    entry = bytes.fromhex("534889fb488d4301") + bytes(8)
+    values = {
+        "entry": entry,
+        "first_length": 1,
+        "hold_length": 8,
+        "successor": Successor(3, entry[1:4], (), True),
+        **changes,
+    }
+    return site(**values)
+
+
+def blocked():
+    """Where one byte would land, something lies: +1.2 GiB."""
+    at = (TEXT + 0x1005 + 0x48FB8948) // PAGE * PAGE
+    return space(f"{at:x}-{at + PAGE:x} rw-p 00000000 00:00 0 ")
+
+
+def test_a_second_instruction_is_evicted(tmp_path):
+    one = evictable()
+    made = plan(one, where=blocked())
+    entry = only(made)
+    assert (entry.way, entry.displaced) == ("swap", 1)
+    second, first = entry.writes
+    assert (first.address, len(first.after)) == (one.address, 1)
+    assert (second.address, len(second.after)) == (one.address + 1, 3)
+    memory = bytearray(one.entry)
+    for write in entry.writes:
+        at = write.address - one.address
+        memory[at : at + len(write.after)] = write.after
+    assert memory[4:] == one.entry[4:]
+    copy, code = entry.evicted
+    # Who enters gets to the stub, who stands behind the first instruction to the copy.
+    assert decoded(bytes(memory), one.address, tmp_path)[0] == (
+        one.address,
+        f"jmp {entry.landing:#x}",
+    )
+    text = decoded(bytes(memory[1:]), one.address + 1, tmp_path)[0][1]
+    assert text.split()[-2:] == ["jmp", f"{copy:#x}"]
+    assert decoded(entry.landing_code, entry.landing, tmp_path) == [
+        (entry.landing, f"jmp {one.stub:#x}")
+    ]
+    assert decoded(code, copy, tmp_path) == [
+        (copy, "mov %rdi,%rbx"),
+        (copy + 3, f"jmp {one.address + 4:#x}"),
+    ]
+    low, high = entry.relied
+    assert low == one.address + 4
+    assert high >= one.address + 5
+    assert {write.address for write in made.landing_writes} == {entry.landing, copy}
+    assert len(made.swaps) == 1
+
+
+@pytest.mark.parametrize("inner", [2, 3])
+def test_an_inner_entry_forbids_to_evict(inner):
+    entry = only(plan(evictable(inner_entries=(1,)), where=blocked()))
+    assert entry.evicted[0], "a jump to the second instruction runs its copy"
+    with pytest.raises(Refused):
+        plan(evictable(inner_entries=(inner,), hold_length=None), where=blocked())
+
+
+def test_the_landings_of_an_eviction_are_used_once():
+    before = plan(evictable(), where=blocked())
+    entry = only(before)
+    again = plan(
+        evictable(address=TEXT + 0x1800),
+        where=blocked(),
+        armed=before.entries,
+        landing_pages=before.landing_pages,
+    )
+    used = [(at, len(code)) for made in (entry, only(again)) for at, code in made.outside]
+    spans = sorted(used)
+    assert all(spans[n][0] + spans[n][1] <= spans[n + 1][0] for n in range(len(spans) - 1))
+
+
+def test_a_successor_comes_out_of_a_holds_template():
+    template = Template(
+        8,
+        bytes.fromhex("53e80000000090"),
+        (Fixup(2, -4, 0x2000), Fixup(0, 0, 1)),
+        True,
+        ((0, 0), (1, 1), (6, 6)),
+    )
+    second = successor(template, lambda address: address + 0x100)
+    assert (second.length, second.code, second.falls_through) == (5, b"\xe8" + bytes(4), True)
+    assert second.fixups == (RuntimeFixup(1, -4, 0x2100),)
+    last = replace(template, boundaries=((0, 0), (1, 1)), falls_through=False)
+    assert not successor(last, lambda address: address).falls_through
+    assert successor(replace(template, boundaries=((0, 0),)), lambda address: address) is None
+
+
 # -- hold --------------------------------------------------------------------------------------
 
 
@@ -378,6 +478,7 @@ def test_the_header_tells_how_an_entry_was_armed():
             landing=(entry.landing, len(entry.landing_code)),
             migrate="always",
             continuation=Piece(1, 2, False, False),
+            evicted=entry.evicted,
         )
         stub = STUB + 0x40 * (entry.address & 0xFF)
         assert armed_entry(slot, stub) == entry
@@ -413,6 +514,13 @@ def expected(kind, value):
     return value + 1000 * kind + 1
 
 
+@pytest.fixture
+def only_eviction(monkeypatch):
+    """No other way without a hold."""
+    for name in ("_by_byte", "_by_whole_jump", "_by_short_jump", "_by_punned_jump"):
+        monkeypatch.setattr(arming, name, lambda *arguments: iter(()))
+
+
 @pytest.mark.parametrize("ways", [("byte", "swap"), ("swap",), ("hold",)])
 def test_armed_entries_lead_through_the_table(rig_of, ways):
     rig = rig_of(0)
@@ -434,6 +542,16 @@ def test_armed_entries_lead_through_the_table(rig_of, ways):
     for kind in KINDS:
         assert rig.read(rig.entries[kind], 32) == rig.shipped[kind]
         assert rig.call(kind, 9) == expected(kind, 9)
+
+
+def test_evicted_instructions_run(rig_of, only_eviction):
+    test_armed_entries_lead_through_the_table(rig_of, ("swap",))
+    test_busy_threads_notice_nothing(rig_of, ("swap",))
+
+
+@pytest.mark.parametrize("first", ["arm", "disarm"])
+def test_a_thread_may_be_anywhere_when_instructions_are_evicted(rig_of, only_eviction, first):
+    test_a_thread_may_be_anywhere(rig_of, ("swap",), first)
 
 
 def test_every_kind_of_entry_has_a_way_without_a_hold(rig_of):
@@ -504,7 +622,8 @@ def test_a_thread_may_be_anywhere(rig_of, ways, first):
     rig = rig_of(0)
     made = rig.plan([rig.site(kind) for kind in KINDS], ways=frozenset(ways))
     rig.open_slots(made)
-    seen = set()
+    seen: set[int] = set()
+    copies: set[int] = set()
     for entry in made.entries:
         for steps in range(100):
             single = rig.plan([rig.site(entry.slot)], ways=frozenset(ways))
@@ -528,6 +647,9 @@ def test_a_thread_may_be_anywhere(rig_of, ways, first):
             raise AssertionError("the function has no end")
         if first == "disarm":
             rig.disarm(plan_disarming(single.entries, scratch))
+        copies.update(entry.evicted[0] for entry in single.entries if entry.evicted[0])
+    if first == "disarm":
+        assert copies <= seen
     stubs = {rig.region.stub(entry.slot) for entry in made.entries}
     assert stubs <= seen if first == "disarm" else not stubs & seen
 

@@ -63,6 +63,7 @@ def sample() -> RegionHeader:
             landing=(0x5555_9999_0000, 5) if index == 0 else (0, 0),
             migrate=("always", "after_direct_call", "never")[index % 3],
             continuation=Piece(0x5555_4444_0000, 0x5555_4444_0010, False, False),
+            evicted=(0x5555_9999_1000, b"\x48\x89\xfb") if index == 3 else (0, b""),
         )
         for index in range(4)
     )
@@ -265,6 +266,8 @@ def _set(*path_and_value):
         _set("slots", 0, "pieces", [[1, 2]]),
         _set("slots", 0, "continuation", None),
         _set("slots", 0, "landing", [1, 1000]),
+        _set("slots", 0, "evicted", None),
+        _set("slots", 0, "evicted", {"address": 1, "code": "00" * 65}),
         _set("slots", 0, "relied", [1, 1000]),
         _set("rows", 0, "row", 64),
         _set("rows", 0, "row", 1),
