@@ -45,25 +45,12 @@ _MAX_EXTENT = 1 << 32
 _MAX_LINK_MAPS = 4096
 
 # Imports by which an object switches stacks by itself: frames of a thread then lie elsewhere than
-# on its own stack. glibc's ucontext, boost.context in its releases, libco, GNU Pth, and Intel's
-# and Microsoft's names for the same.
+# on its own stack. glibc's ucontext functions, Boost.Context's, GNU Pth's, libco's, libgcc's for
+# split stacks. (What an object does by its own assembly, no import tells.)
 STACK_SWITCHING = frozenset(
-    (
-        "makecontext",
-        "setcontext",
-        "swapcontext",
-        "make_fcontext",
-        "jump_fcontext",
-        "ontop_fcontext",
-        "co_create",
-        "co_switch",
-        "coro_create",
-        "coro_transfer",
-        "pth_init",
-        "pth_spawn",
-        "__splitstack_makecontext",
-        "sigaltstack_switch",
-    )
+    ("makecontext", "setcontext", "swapcontext")
+    + ("make_fcontext", "jump_fcontext", "ontop_fcontext")
+    + ("pth_init", "pth_spawn", "co_create", "co_switch", "__splitstack_makecontext")
 )
 
 
@@ -259,11 +246,11 @@ class ObjectImage:
         if block is None:
             return None
         if self.main:
-            # glibc, elf/dl-tls.c, _dl_determine_tlsoffset() for the first block: the end of the
-            # block, rounded up so that its beginning is congruent to the segment's address
-            skew = -block.address & block.alignment - 1
-            rounded = block.size - skew + block.alignment - 1 & -block.alignment
-            return -(rounded + skew)
+            # the block ends at the thread pointer, but for its alignment (ELF TLS, variant II); of
+            # a block that begins unaligned, linkers and loaders have had different opinions
+            if block.address % block.alignment:
+                return None
+            return -(block.size + block.alignment - 1 & -block.alignment)
         return self._library_tls_offset()
 
     def _library_tls_offset(self) -> int | None:

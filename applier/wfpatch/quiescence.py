@@ -33,6 +33,7 @@ _RESTORERS = (
     b"\x48\xc7\xc0\x0f\x00\x00\x00\x0f\x05",
     b"\xb8\x0f\x00\x00\x00\x0f\x05",
 )
+_RESTORERS_END = b"\x0f\x00\x00\x00\x0f\x05"  # common to both: one search for them
 _FRAME_SP = 8 + 40 + 15 * 8  # struct rt_sigframe: pretcode, then uc.uc_mcontext.gregs[REG_RSP]
 
 
@@ -192,11 +193,13 @@ class Restorers:
         for image in images:
             for start, end in image.text:
                 code = memory.read(start, end - start)
-                for restorer in _RESTORERS:
-                    offset = code.find(restorer)
-                    while offset >= 0:
-                        found.add(start + offset)
-                        offset = code.find(restorer, offset + 1)
+                place = code.find(_RESTORERS_END)
+                while place >= 0:
+                    for restorer in _RESTORERS:
+                        begin = place + len(_RESTORERS_END) - len(restorer)
+                        if begin >= 0 and code.startswith(restorer, begin):
+                            found.add(start + begin)
+                    place = code.find(_RESTORERS_END, place + 1)
         return cls(found)
 
     def frames(self, stack: bytes, base: int, pc: int | None = None) -> list[int]:

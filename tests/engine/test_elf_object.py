@@ -157,6 +157,7 @@ def test_a_file_that_is_only_read_is_no_object(tmp_path: Path, start: Any, progr
 def test_definitions_are_found_by_name_and_version(program: Any, start: Any) -> None:
     process = start(program("linked", "-ldl"))
     libc = next(image for image in _objects(process.pid) if image.soname == "libc.so.6")
+    assert libc.dynamic is not None
     for name, version in [
         ("fopen", "GLIBC_2.2.5"),
         ("realpath", "GLIBC_2.2.5"),
@@ -171,6 +172,21 @@ def test_definitions_are_found_by_name_and_version(program: Any, start: Any) -> 
     assert default is not None
     assert default.version == "GLIBC_2.3"
     assert libc.definition("realpath", "GLIBC_9.9") is None
+    # without a version it is the default one, as for dlsym, wherever it stands in its hash chain
+    several = (
+        "realpath",
+        "regexec",
+        "posix_spawn",
+        "fmemopen",
+        "sched_setaffinity",
+        "glob",
+        "fclose",
+    )
+    for name in several:
+        found = libc.definition(name, None)
+        assert found is not None
+        assert libc.address(found.value) == int(process.ask(f"dlsym {name}")), name
+    assert any(next(libc.dynamic.definitions(name)).hidden for name in several)
     assert libc.definition("no_such_function", None) is None
 
 

@@ -17,7 +17,15 @@ from wfpatch.errors import Refused
 from wfpatch.link import LinkedPatch, link
 from wfpatch.maps import MemoryMap
 from wfpatch.memory import ProcessMemory
-from wfpatch.patch_elf import ImportedSymbol, ObjectSymbol, PatchElf, read_patch
+from wfpatch.patch_elf import (
+    ImportedSymbol,
+    NewEntry,
+    ObjectSymbol,
+    PatchElf,
+    PatchSection,
+    read_patch,
+)
+from wfpatch.relocations import RELOCATIONS
 
 PROGRAMS = Path(__file__).parent / "programs"
 SOURCE = (PROGRAMS / "linkable.c").read_text()
@@ -406,3 +414,94 @@ def test_a_static_program_has_all_it_needs_in_itself(linkable: Any) -> None:
     linked = target.load(_patch(path, *_work('\treturn helper(x) + atoi("9");'), ["work"]))
     assert target.call(linked.entry("work"), 1) == "20"
     assert linked.imports == {}
+
+
+def test_nothing_is_bound_to_the_vdso_by_name(linkable: Any) -> None:
+    """It is in the dynamic linker's list, right behind the program, and defines clock_gettime."""
+    path, target = linkable()
+    body = "\textern int clock_gettime(int, void *);\n\tlong now[2];\n"
+    patch = _patch(path, *_work(body + "\treturn clock_gettime(1, now);"), ["work"])
+    vdso = next(image for image in target.images if image.path == "[vdso]")
+    assert vdso.definition("clock_gettime", None) is not None
+    linked = target.load(patch)
+    assert target.call(linked.entry("work"), 1) == "0"
+    libc = next(image for image in target.images if image.soname == "libc.so.6")
+    assert linked.imports["clock_gettime"] in libc
+
+
+def test_a_slot_that_the_process_changed_counts(linkable: Any) -> None:
+    """Profilers and sanitizers redirect slots: new code goes where the program goes."""
+    path, target = linkable("-Wl,-z,now")
+    (slot,) = target.image.slots_of("a64l", None)
+    libc = next(image for image in target.images if image.soname == "libc.so.6")
+    found = libc.definition("atol", None)
+    assert found is not None
+    target.memory.write(slot, struct.pack("<Q", libc.address(found.value)))
+    linked = target.load(_patch(path, *_work('\treturn (int)a64l("17");'), ["work"]))
+    assert target.call(linked.entry("work"), 1) == "17"
+    # but never out of all objects
+    target.memory.write(slot, struct.pack("<Q", 0x1234_5678))
+    patch = _patch(path, *_work('\treturn (int)a64l("17");'), ["work"])
+    assert _refused(target, patch) == "symbol_not_found"
+
+
+def test_code_sections_never_touch(linkable: Any) -> None:
+    """A return address behind a section's last call is not the next section's entry."""
+    path, target = linkable()
+    good = _patch(path, *_work("\treturn x;"), ["work", "choose"])
+    places = {"work": NewEntry(1, 0, 16), "choose": NewEntry(2, 0, 32)}
+    sections = {
+        number: PatchSection(number, ".text", False, True, 16, size, b"\xc3" * size, ())
+        for number, size in ((1, 16), (2, 32))
+    }
+    patch = replace(
+        good,
+        functions=tuple(replace(f, entry=places[f.name]) for f in good.functions),
+        sections=sections,
+        eh_frame=None,
+    )
+    linked = target.link(patch)
+    one, two = (f.pieces[0] for f in linked.functions)
+    assert one.high < two.low
+    assert linked.text[one.high - linked.text_at : two.low - linked.text_at].strip(b"\xcc") == b""
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("R_X86_64_64", 0x5000 + 7),
+        ("R_X86_64_PC32", 0x6000 + 7 - 0x1000),
+        ("R_X86_64_PLT32", 0x6000 + 7 - 0x1000),
+        ("R_X86_64_GOTPCREL", 0x7000 + 7 - 0x1000),
+        ("R_X86_64_GOTPCRELX", 0x7000 + 7 - 0x1000),
+        ("R_X86_64_REX_GOTPCRELX", 0x7000 + 7 - 0x1000),
+        ("R_X86_64_GOTTPOFF", 0x8000 + 7 - 0x1000),
+        ("R_X86_64_TPOFF32", -0x40 + 7),
+        ("R_X86_64_PC64", 0x5000 + 7 - 0x1000),
+    ],
+)
+def test_each_relocation_is_computed_as_the_abi_says(name: str, expected: int) -> None:
+    class Operands:
+        symbol_name, place, addend = "symbol", 0x1000, 7
+
+        def address(self) -> int:
+            return 0x5000
+
+        def near_address(self) -> int:
+            return 0x6000
+
+        def got_slot(self) -> int:
+            return 0x7000
+
+        def tls_slot(self) -> int:
+            return 0x8000
+
+        def tls_offset(self) -> int:
+            return -0x40
+
+    kinds = {kind.__name__: kind for kind in RELOCATIONS.values()}
+    assert len(kinds) == 9
+    kind = kinds[name]
+    encoded = kind.encode(Operands())
+    assert len(encoded) == kind.width == (8 if name.endswith("64") and "TPOFF" not in name else 4)
+    assert int.from_bytes(encoded, "little", signed=True) == expected

@@ -264,9 +264,9 @@ MALFORMED_ELF: dict[str, Callable[[bytes], bytes]] = {
     "alignment of 1 GiB": _header_change(".text.step", 48, "<Q", 1 << 30),
     "init array": _header_change(".text.step", 4, "<I", 14),
     "zero-filled code": _header_change(".text.step", 4, "<I", 8),
-    "zero-filled section of 4 EiB": lambda data: _header_change(".rodata.choose", 4, "<I", 8)(
-        _header_change(".rodata.choose", 32, "<Q", 1 << 62)(data)
-    ),
+    "zero-filled section of 4 EiB": lambda data: _header_change(
+        ".rodata.choose.str1.1", 4, "<I", 8
+    )(_header_change(".rodata.choose.str1.1", 32, "<Q", 1 << 62)(data)),
     "relocations for no section": _header_change(".rela.text.step", 44, "<I", 999),
     "relocations for the notes": lambda data: _header_change(
         ".rela.text.step", 44, "<I", _index(data, ".wfpatch.meta")

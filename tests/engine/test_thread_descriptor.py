@@ -14,7 +14,7 @@ from wfpatch.elf_object import objects
 from wfpatch.maps import MemoryMap
 from wfpatch.memory import ProcessMemory
 from wfpatch.self_check_stub import StackBounds
-from wfpatch.tasks import list_tasks, look
+from wfpatch.tasks import Look, list_tasks, look
 from wfpatch.thread_descriptor import ThreadDescriptors, find_descriptors, robust_list_head
 
 
@@ -23,6 +23,17 @@ def _find(pid: int, memory: Any = None, with_images: bool = True) -> ThreadDescr
     memory_map = MemoryMap.read(pid)
     images = objects(pid, memory, memory_map) if with_images else ()
     return find_descriptors(pid, list_tasks(pid), memory, memory_map, images)
+
+
+def _asleep(pid: int, tid: int) -> Look:
+    """How a thread looks once it sleeps: only then its sp is known."""
+    deadline = time.monotonic() + 60
+    while True:
+        seen = look(pid, tid)
+        assert seen is not None
+        if not seen.running:
+            return seen
+        assert time.monotonic() < deadline, f"thread {tid} does not go to sleep"
 
 
 def _spawn(process: Any, kinds: Iterable[str]) -> dict[int, StackBounds]:
@@ -46,8 +57,7 @@ def test_every_threads_bounds(stacks: Any, count: int) -> None:
     assert {tid: found.bounds(tid) for tid in told} == told
     assert all(found.bounds_of(bounds.tcb) == bounds for bounds in told.values())
     for tid in told:
-        seen = look(stacks.pid, tid)
-        assert seen is not None
+        seen = _asleep(stacks.pid, tid)
         assert told[tid].low < seen.sp < told[tid].high
 
 
@@ -96,8 +106,7 @@ def test_the_main_threads_bounds(program: Any, start: Any, flags: tuple[str, ...
     assert stack is not None
     assert (found.main.tcb, found.main.high) == (tcb, stack.end)
     assert found.main.low < stack.start, "it may grow"
-    seen = look(process.pid, process.pid)
-    assert seen is not None
+    seen = _asleep(process.pid, process.pid)
     assert found.main.low < seen.sp < found.main.high
     below = [m.end for m in MemoryMap.read(process.pid) if m.end <= stack.start]
     assert found.main.low >= max(below)
@@ -134,8 +143,11 @@ def test_one_contradicting_thread_is_no_proof(stacks: Any) -> None:
     offset = _find(stacks.pid).stackblock
     memory = _Altered(stacks.pid)
     victim = next(iter(told.values()))
-    # a block that does not hold its descriptor; one that is not mapped; a size that is too small
-    for word, place in ((victim.tcb + 4096, 0), (4096, 0), (4096, 8)):
+    other = list(told.values())[-1]
+    (others_block,) = struct.unpack("<Q", memory.read(other.tcb + offset, 8))
+    # blocks that do not hold the descriptor, one of them all mapped; one that is not mapped; a
+    # size that is too small
+    for word, place in ((victim.tcb + 4096, 0), (others_block, 0), (4096, 0), (4096, 8)):
         memory.words = {victim.tcb + offset + place: word}
         assert _find(stacks.pid, memory).stackblock == 0
 
@@ -188,10 +200,7 @@ def test_a_vfork_child_has_no_descriptor_of_its_own(program: Any, start: Any) ->
 def test_it_stops_nobody(stacks: Any) -> None:
     """No thread runs, let alone stops: the run counts of sleepers stay as they are."""
     told = _spawn(stacks, ["default"] * 8)
-    deadline = time.monotonic() + 20
-    while any((seen := look(stacks.pid, t)) is None or seen.running for t in told):
-        assert time.monotonic() < deadline
-    before = {tid: look(stacks.pid, tid) for tid in told}
+    before = {tid: _asleep(stacks.pid, tid) for tid in told}
     found = _find(stacks.pid)
     assert all(found.bounds(tid) for tid in told)
     assert {tid: look(stacks.pid, tid) for tid in told} == before

@@ -25,8 +25,10 @@ from wfpatch.backend.ptrace_requests import UserRegisters
 from wfpatch.dwarf_expression import CannotUnwind, Reader, evaluate
 from wfpatch.elf_header import PT_GNU_EH_FRAME
 from wfpatch.elf_object import ObjectImage, objects
+from wfpatch.frame_information import ListedTable, Row
 from wfpatch.maps import MemoryMap
 from wfpatch.memory import ProcessMemory
+from wfpatch.object_memory import ObjectMemory
 from wfpatch.patch_elf import read_patch
 from wfpatch.tasks import look
 from wfpatch.unwind import (
@@ -242,8 +244,8 @@ needs_gdb = pytest.mark.skipif(shutil.which("gdb") is None, reason="gdb is the i
 def test_signal_frames_and_alternate_stacks(program: Any, start: Any, tmp_path: Path) -> None:
     path = Path(program("stacks"))
     process = start(path)
-    tids = [int(process.ask("spawn default").split()[0]) for _ in range(6)]
-    for number, what in enumerate("oship"):
+    tids = [int(process.ask("spawn default").split()[0]) for _ in range(7)]
+    for number, what in enumerate("oshipn"):
         assert process.ask(f"do {number} {what}") == "asleep"
     assert process.ask("signal 4") == "asleep"
     ours = _agree(process.pid, [process.pid, *tids], tmp_path)
@@ -264,9 +266,12 @@ def test_signal_frames_and_alternate_stacks(program: Any, start: Any, tmp_path: 
     assert inside(3, "alternate_inside") == [False], "alternate stack in the own one"
     assert inside(3, "raise_inside") == [True]
     assert inside(4, "spin") == [True], "interrupted in a loop"
-    for number in range(6):
+    for number in (0, 1, 2, 3, 4, 6):
         assert inside(number, "work") == [False]
-    assert inside(5, "inner") == []
+    assert inside(6, "inner") == []
+    function = symbols.function("ends_in_call")
+    end = image.address(function.address) + function.size
+    assert end in [frame.pc for frame in ours[tids[5]].frames], "it ends in a call"
 
 
 @needs_gdb
@@ -489,6 +494,81 @@ def test_expressions_that_cannot_be_computed(code: bytes) -> None:
 
     with pytest.raises(CannotUnwind):
         evaluate(code, unknown, unknown)
+
+
+class _Bytes:
+    """Memory of given bytes."""
+
+    def __init__(self, start: int, data: bytes) -> None:
+        self.start, self.data = start, data
+
+    def read(self, address: int, size: int) -> bytes:
+        return self.data[address - self.start : address - self.start + size]
+
+
+def _row(code: bytes, pc: int, augmentation: bytes = b"zR", cie_code: bytes = b"") -> Row | None:
+    """The row at ``pc`` of an FDE for [0x1000, 0x1100) with those instructions."""
+    rest = b"\x01\x04"  # one byte of augmentation data: pointers are udata8, absolute
+    cie = struct.pack("<IB", 0, 1) + augmentation + b"\0\x01\x78\x10" + rest
+    cie += b"\x0c\x07\x08\x90\x01" + cie_code  # def_cfa rsp+8, ra at cfa-8
+    cie += bytes(-len(cie) % 4)
+    fde = struct.pack("<IQQ", len(cie) + 8, 0x1000, 0x100) + b"\0" + code
+    fde += bytes(-len(fde) % 4)
+    data = struct.pack("<I", len(cie)) + cie + struct.pack("<I", len(fde)) + fde + bytes(64)
+    table = ListedTable(ObjectMemory(_Bytes(0, data), 0, len(data), "sample"), 0, len(data))
+    assert table.extent == (0x1000, 0x1100)
+    return table.row(pc)
+
+
+def test_frame_instructions() -> None:
+    """Those that compilers for x86-64 seldom or never use are tried on bytes written by hand."""
+    saved = b"\x86\x02"  # offset rbp at cfa-16
+    row = _row(b"\x41\x0e\x10" + saved + b"\x42\x0a\xc6\x0e\x08\x41\x0b", 0x1000)
+    assert row is not None
+    assert row.cfa == (7, 8, None)
+    assert row.rules == {16: ("offset", -8, b"")}
+    code = b"\x41\x0e\x10" + saved + b"\x42\x0a\xc6\x0e\x08\x41\x0b"
+    rows = [_row(code, 0x1000 + i) for i in range(5)]
+    assert [r and r.cfa.offset for r in rows] == [8, 16, 16, 8, 16]
+    assert [r and r.rules.get(6) for r in rows] == [
+        None, ("offset", -16, b""), ("offset", -16, b""), None, ("offset", -16, b"")
+    ]  # fmt: skip
+    # restore goes back to the CIE's rule, where there is one
+    row = _row(b"\x86\x05\x41\xc6", 0x1001, cie_code=b"\x86\x03")
+    assert row is not None
+    assert row.rules[6] == ("offset", -24, b"")
+    row = _row(b"\x07\x03\x08\x0c\x09\x0d\x06\x14\x0e\x02\x15\x0f\x7f", 0x10FF)
+    assert row is not None
+    assert row.rules[3].kind == "undefined"
+    assert row.rules[12].kind == "same"
+    assert row.rules[13] == ("register", 6, b"")
+    assert row.rules[14] == ("val_offset", -16, b"")
+    assert row.rules[15] == ("val_offset", 8, b"")
+    row = _row(b"\x0f\x02\x77\x10\x10\x06\x01\x30\x16\x03\x01\x31", 0x1010)
+    assert row is not None
+    assert row.cfa.code == b"\x77\x10"
+    assert row.rules[6] == ("expression", 0, b"\x30")
+    assert row.rules[3] == ("val_expression", 0, b"\x31")
+    # advance_loc1, 2, 4; def_cfa_sf, def_cfa_register, def_cfa_offset_sf; GNU_args_size
+    code = b"\x02\x10\x12\x06\x7e\x03\x10\x00\x0d\x07\x04\x10\x00\x00\x00\x13\x7d\x2e\x08"
+    assert [r and r.cfa for r in (_row(code, 0x100F), _row(code, 0x1010))] == [
+        (7, 8, None),
+        (6, 16, None),
+    ]
+    assert [r and r.cfa for r in (_row(code, 0x1020), _row(code, 0x1030))] == [
+        (7, 16, None),
+        (7, 24, None),
+    ]
+    assert _row(b"", 0xFFF) is None
+    assert _row(b"", 0x1100) is None
+
+
+@pytest.mark.parametrize(
+    "code", [b"\x0b", b"\x3f", b"\x0f\x7f", b"\x0a" * 100, b"\x0f\x01\x30\x0e\x08"]
+)
+def test_frame_instructions_that_make_no_sense(code: bytes) -> None:
+    with pytest.raises(CannotUnwind):
+        _row(code, 0x1050)
 
 
 def test_leb128() -> None:

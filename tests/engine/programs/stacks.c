@@ -51,6 +51,18 @@ __attribute__((noinline)) static void outer(void)
 	__asm__ volatile("");
 }
 
+__attribute__((noinline, noreturn)) static void stay(void)
+{
+	for (;;)
+		next();
+}
+
+// its last instruction is a call: the return address lies behind it
+__attribute__((noinline)) static void ends_in_call(void)
+{
+	stay();
+}
+
 // a leaf: what a signal interrupts here is preceded by no call
 __attribute__((noinline)) static void spin(void)
 {
@@ -120,6 +132,9 @@ static void *work(void *argument)
 			break;
 		case 'i':
 			alternate_inside();
+			break;
+		case 'n':
+			ends_in_call();
 			break;
 		case 'x':
 			return NULL;
