@@ -69,7 +69,9 @@ def mapping_of(address, rows):
 
 def as_in_file(address, rows, length=5):
     """Whether the bytes there are the file's own, read through the process' own root."""
-    start, _, _, offset, path = mapping_of(address, rows)
+    # A page that was replaced is anonymous; the object's mapping before it tells the offset.
+    below = [row for row in rows if row[0] <= address and row[4].startswith("/")]
+    start, _, _, offset, path = max(below, default=(0, 0, "----", 0, ""))
     root = f"/proc/{gdb.selected_inferior().pid}/root"
     try:
         with open(root + path, "rb") as file:

@@ -38,7 +38,9 @@ class Service:
 
     name: str
     packages: tuple[str, ...]
-    unit: str
+    unit: str | None
+    init: str | None
+    pidfile: str | None
     ready: int
     suite: str
     configure: tuple[tuple[str, tuple[str, ...]], ...] = ()
@@ -54,7 +56,9 @@ def describe(name: str) -> Service:
     return Service(
         name,
         tuple(entry["packages"]),
-        entry["unit"],
+        entry.get("unit"),
+        entry.get("init"),
+        entry.get("pidfile"),
         entry["ready"],
         entry.get("suite", SUITE),
         configure,
@@ -137,12 +141,16 @@ def wait_for_port(pid: int, address: str, port: int, timeout: float) -> None:
 
 def start_service(pid: int, service: Service, timeout: float = 30.0) -> int:
     """Starts a service as its unit says; returns its main process' pid in the host."""
-    command = enter(pid, "/usr/bin/python3", "-I", STARTER_IN_HOST, service.unit, f"{timeout:g}")
+    words = ["/usr/bin/python3", "-I", STARTER_IN_HOST, str(service.unit), f"{timeout:g}"]
+    if service.init:
+        words = [service.init, "start"]
+    command = enter(pid, *words)
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     if done.returncode:
-        raise ServiceError(f"{service.unit}: {done.stderr.strip()}")
+        raise ServiceError(f"{service.name}: {done.stderr.strip() or done.stdout.strip()}")
     wait_for_port(pid, "127.0.0.1", service.ready, timeout)
-    # With Type=forking the process that was started is gone; the one that listens counts.
+    if service.pidfile:
+        return int(pathlib.Path(f"/proc/{pid}/root{service.pidfile}").read_text())
     return int(done.stdout)
 
 
