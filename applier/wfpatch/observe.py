@@ -51,7 +51,8 @@ class Observer:
     """Watches the tasks of a process until all are done with what ``old`` says.
 
     ``old`` are intervals of old code, ``pending`` of stub text; ``names`` tells in which function
-    an address lies.
+    an address lies; ``left_rows`` are the target row and the held rows: a task there no longer reads
+    the rows that are to be finished.
     """
 
     process: LiveProcess
@@ -59,7 +60,7 @@ class Observer:
     old: Intervals
     pending: Intervals
     names: dict[tuple[int, int], str]
-    target_row: int
+    left_rows: frozenset[int]
     sights: dict[Key, Sight] = field(default_factory=dict)
 
     def sweep(self) -> bool:
@@ -130,7 +131,7 @@ class Observer:
         if thread is None:
             sight.reason = "is not on a stack that could be read"
             return
-        if self._in_target(sight, thread) or self._judge(sight, thread):
+        if self._left(sight, thread) or self._judge(sight, thread):
             return
         if thread.own_stack:
             frames = self.threads.unwind(thread)
@@ -146,10 +147,10 @@ class Observer:
         else:
             sight.done = True
 
-    def _in_target(self, sight: Sight, thread: Thread) -> bool:
+    def _left(self, sight: Sight, thread: Thread) -> bool:
         if thread.gs_base is None:
             return False
-        if row_of(self.process, thread.gs_base, thread.tid) != self.target_row:
+        if row_of(self.process, thread.gs_base, thread.tid) not in self.left_rows:
             return False
         sight.done = not words_inside_thread(thread, self.pending)
         return sight.done
@@ -212,7 +213,15 @@ def observer(process: LiveProcess, live: LiveRegion, threads: Threads) -> Observ
         if source.held_row is not None
         for interval in old_intervals(live, source.generation)
     ]
-    return Observer(process, threads, old, all_pending(process), names_of(live), note.target_row)
+    held = {source.held_row for source in note.sources if source.held_row is not None}
+    return Observer(
+        process,
+        threads,
+        old,
+        all_pending(process),
+        names_of(live),
+        frozenset({note.target_row, *held}),
+    )
 
 
 class HeldRow:
@@ -285,7 +294,7 @@ class HeldRow:
                 if in_stub:
                     sight.reason = "is on its way into a replaced function"
                     return False
-                if self._is_free(thread):
+                if self._is_free(thread, sight.visits > 1):
                     stopped.set_gs_base(self._target * 4096)
                     return True
                 if not thread.own_stack:
@@ -300,10 +309,17 @@ class HeldRow:
             return False
         return self._unwound(sight, thread)
 
-    def _is_free(self, thread: Thread) -> bool:
-        """Whether a stopped thread, outside of stub text, has no frame of old code."""
-        if thread.own_stack:
-            return not words_inside_thread(thread, self._watch.old)
+    def _is_free(self, thread: Thread, unwind: bool) -> bool:
+        """Whether a stopped thread, outside of stub text, has no frame of old code.
+
+        A thread whose stack holds a stale word is unwound after the stop first, which fills the
+        unwinder's cache; one that runs will have moved on by then, so the next time ``unwind`` has
+        it done within the stop.
+        """
+        if thread.own_stack and not words_inside_thread(thread, self._watch.old):
+            return True
+        if thread.own_stack and not unwind:
+            return False
         frames = self._watch.threads.unwind(thread, still_stopped=True)
         intervals = (*self._watch.old, *self._watch.pending)
         return frames is not None and not any(
