@@ -51,8 +51,8 @@ class Observer:
     """Watches the tasks of a process until all are done with what ``old`` says.
 
     ``old`` are intervals of old code, ``pending`` of stub text; ``names`` tells in which function
-    an address lies; ``left_rows`` are the target row and the held rows: a task there no longer reads
-    the rows that are to be finished.
+    an address lies; ``left_rows`` are the target row and the held rows: a task there no longer
+    reads the rows that are to be finished.
     """
 
     process: LiveProcess
