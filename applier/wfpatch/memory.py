@@ -127,6 +127,15 @@ class ProcessMemory:
             raise AssertionError(f"store of a word at the misaligned address {address:#x}")
         self.write(address, struct.pack("<Q", value))
 
+    def require_alive(self) -> None:
+        """Raise Failed("target_exited" or "target_changed") when the address space has ended."""
+        try:
+            self._pread(0, 1)
+        except Failed as error:
+            # Nothing is mapped at 0: an address space that lives says just that.
+            if error.reason != "memory_unreadable":
+                raise
+
     def gone(self) -> Failed:
         """The error for an address space that has ended: by exit or by exec."""
         if os.path.exists(f"/proc/{self.pid}/exe"):

@@ -68,10 +68,11 @@ def test_aligned_words_do_not_tear(program, start):
 
 
 def test_the_descriptor_does_not_follow_an_exec(program, start):
-    process = start(program("exec_self"), "leader", "300")
+    process = start(program("exec_self"), "leader", 0)
     with ProcessMemory(process.pid) as memory:
         address = MemoryMap.read(process.pid).stack.start
         memory.read(address, 8)
+        process.say("go")
         assert process.line() == "again"
         for act in (lambda: memory.read(address, 8), lambda: memory.write(address, b"12345678")):
             with pytest.raises(Failed) as caught:

@@ -234,6 +234,7 @@ def test_no_signal_is_lost_or_doubled(program, start):
 def test_exec_in_the_middle_of_visits(program, start, mode, delay):
     process = start(program("exec_self"), mode, delay)
     session = open_session(process.pid)
+    process.say("go")
     deadline = time.monotonic() + 20
     seen = set()
     while "target_changed" not in seen:
@@ -256,6 +257,7 @@ def test_exec_and_exit_while_all_are_held(program, start, mode):
     """Held in a loop until it happens: every hold ends, whatever state the threads die in."""
     process = start(program("exec_self"), mode, 30)
     session = open_session(process.pid)
+    process.say("go")
     begun = time.monotonic()
     while time.monotonic() - begun < 0.5:
         try:

@@ -7,13 +7,20 @@ import time
 from types import TracebackType
 
 from wfpatch.backend import StopRecord
-from wfpatch.backend.stops import InterruptedCalls, OverdueTracees, Tracee, await_stops
+from wfpatch.backend.stops import (
+    InterruptedCalls,
+    OverdueTracees,
+    ReapWhileSeizing,
+    Tracee,
+    await_stops,
+)
 from wfpatch.backend.undisturbed import Undisturbed
 from wfpatch.errors import Failed
 from wfpatch.memory import ProcessMemory
 from wfpatch.tasks import SharingProcesses, Task, read_stat, tasks_of, thread_ids
 
 _GLANCE = 0.001
+_LAST_CHANCE_NS = 10_000_000
 
 
 def await_stoppable(tgid: int, tid: int, deadline_ns: int) -> bool:
@@ -52,9 +59,14 @@ class Stop:
             raise tracee.unstoppable(self._timeout)
         self._undisturbed.__enter__()
         try:
-            tracee.seize()
+            if len(tracee.overdue):
+                tracee.overdue.settle()
+                with ReapWhileSeizing(lambda: tracee.overdue):
+                    tracee.seize()
+            else:
+                tracee.seize()
             tracee.interrupt()
-            ended, running = await_stops([tracee], deadline, tracee._overdue)
+            ended, running = await_stops([tracee], deadline, tracee.overdue)
             if ended:
                 raise tracee.gone()
             if running:
@@ -62,6 +74,7 @@ class Stop:
             tracee.registers  # noqa: B018 - read now: the release needs them in any case
         except BaseException:
             tracee.release()
+            tracee.overdue.find_again(tracee)
             self._undisturbed.__exit__(None, None, None)
             raise
         return tracee
@@ -74,6 +87,7 @@ class Stop:
     ) -> None:
         try:
             microseconds = self._tracee.release()
+            self._tracee.overdue.find_again(self._tracee)
         finally:
             self._undisturbed.__exit__(None, None, None)
         self._stops.append(StopRecord(self._tracee.tid, self._purpose, microseconds))
@@ -101,6 +115,7 @@ class Hold:
         self._stops = stops
         self._sharing = SharingProcesses(pid)
         self._tracees: dict[int, Tracee] = {}
+        self._ended: list[Tracee] = []
         self._undisturbed = Undisturbed()
 
     def __enter__(self) -> list[Tracee]:
@@ -111,7 +126,9 @@ class Hold:
                 raise self._timed_out([task.tid])
         self._undisturbed.__enter__()
         try:
-            self._stop_all(tasks, deadline)
+            with ReapWhileSeizing(lambda: [*self._tracees.values(), *self._overdue]):
+                self._overdue.settle()
+                self._stop_all(tasks, deadline)
         except BaseException:
             self._release()
             raise
@@ -137,6 +154,7 @@ class Hold:
             ended, running = await_stops(batch, deadline, self._overdue)
             for tracee in ended:
                 self._tracees.pop(tracee.tid, None)
+            self._ended += ended
             if running:
                 raise self._timed_out([tracee.tid for tracee in running])
             # A stopped task gives birth to none: once a listing holds nobody unknown, it is
@@ -167,9 +185,18 @@ class Hold:
 
     def _release(self) -> None:
         try:
-            for tracee in self._tracees.values():
+            tracees = list(self._tracees.values())
+            running = [tracee for tracee in tracees if tracee.traced and not tracee.stopped]
+            if running:
+                # Cut short: those that were seized can be detached only when they have stopped.
+                for tracee in running:
+                    tracee.interrupt()
+                await_stops(running, time.perf_counter_ns() + _LAST_CHANCE_NS, self._overdue)
+            for tracee in tracees:
                 microseconds = tracee.release()
                 self._stops.append(StopRecord(tracee.tid, self._purpose, microseconds))
+            for tracee in tracees + self._ended:
+                self._overdue.find_again(tracee)
         finally:
             self._undisturbed.__exit__(None, None, None)
 

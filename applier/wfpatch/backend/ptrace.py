@@ -62,7 +62,8 @@ class PtraceSession:
     # Looking
 
     def memory_map(self) -> MemoryMap:
-        """A fresh snapshot. Raises Failed("target_exited")."""
+        """A fresh snapshot. Raises Failed: target_exited, target_changed after an exec."""
+        self.memory.require_alive()
         return MemoryMap.read(self.pid)
 
     def tasks(self) -> tuple[Task, ...]:

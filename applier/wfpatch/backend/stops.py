@@ -15,8 +15,9 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from types import FrameType
+from types import FrameType, TracebackType
 
 from wfpatch.backend import ptrace_requests
 from wfpatch.backend.ptrace_requests import UserRegisters
@@ -32,7 +33,11 @@ from wfpatch.tasks import read_stat, read_status
 
 _WALL = 0x40000000  # __WALL: threads too
 _WAIT = os.WNOHANG | _WALL
+_ENDED = os.WEXITED | os.WNOHANG | _WALL
+_ENDS = frozenset({os.CLD_EXITED, os.CLD_KILLED, os.CLD_DUMPED})
 _CHILD = frozenset({signal.SIGCHLD})
+_SEIZES = 3
+_REAP_AFTER = 0.02
 _SLICE_NS = 2_000_000  # a wake-up may get lost to another thread of ours: look again this often
 
 RESTART_BLOCK = -516  # include/linux/errno.h: ERESTART_RESTARTBLOCK
@@ -112,18 +117,20 @@ class Tracee:
     """One task under this thread's ptrace and, while it is stopped, the protocol's Visit."""
 
     __slots__ = (
-        "_overdue",
         "_registers",
         "changed",
+        "ended",
         "group_stopped",
         "injected",
         "interrupted",
         "interrupted_at",
         "memory",
+        "overdue",
         "stopped",
         "tgid",
         "tid",
         "traced",
+        "vanished",
     )
 
     def __init__(
@@ -138,11 +145,12 @@ class Tracee:
         self.tgid = tgid
         self.tid = tid
         self.memory = memory
-        self._overdue = overdue
+        self.overdue = overdue
         self.traced = False
         self.stopped = False
         self.group_stopped = False
         self.changed = False
+        self.ended = self.vanished = False
         self.injected = False
         self.interrupted_at = 0
         self._registers: UserRegisters | None = None
@@ -151,11 +159,18 @@ class Tracee:
 
     def seize(self) -> None:
         """Become the tracer. Raises Failed: thread_gone, already_traced, no_permission."""
-        try:
-            ptrace_requests.seize(self.tid)
-        except OSError as error:
-            raise self._why_not(error) from error
-        self.traced = True
+        for attempt in range(_SEIZES):
+            try:
+                ptrace_requests.seize(self.tid)
+            except OSError as error:
+                why = self._why_not(error)
+                # A thread that executes a program takes its leader's id over: a moment ago the id
+                # was a dying task's, which may not be traced.
+                if why.reason != "no_permission" or attempt == _SEIZES - 1:
+                    raise why from error
+            else:
+                self.traced = True
+                return
 
     def _why_not(self, error: OSError) -> WfpatchError:
         stat = read_stat(self.tgid, self.tid)
@@ -163,7 +178,7 @@ class Tracee:
             return self.gone()
         status = read_status(self.tgid, self.tid)
         tracer = int(status["TracerPid"]) if status else 0
-        if self.tid in self._overdue:
+        if self.tid in self.overdue:
             return Failed(
                 "thread_unstoppable",
                 f"thread {self.tid} of process {self.tgid} has not answered an earlier request to"
@@ -198,8 +213,9 @@ class Tracee:
         )
 
     def interrupt(self) -> None:
-        """Ask the task to stop."""
-        self.interrupted_at = time.perf_counter_ns()
+        """Ask the task to stop; asking again does no harm."""
+        if not self.interrupted_at:
+            self.interrupted_at = time.perf_counter_ns()
         try:
             ptrace_requests.interrupt(self.tid)
         except OSError as error:
@@ -209,19 +225,15 @@ class Tracee:
 
     def poll(self) -> bool:
         """Take what the task has reported: whether it stopped. Raises Failed("thread_gone")."""
+        if self.ended:
+            self.traced = False
+            raise self.gone()
         while not self.stopped:
             try:
                 pid, status = os.waitpid(self.tid, _WAIT)
             except ChildProcessError:
-                # Gone without a trace: ended, or it executed a program and took its leader's id
-                # over.
+                self.vanished = True
                 self.traced = False
-                if self.tid != self.tgid:
-                    leader = Tracee(
-                        self.tgid, self.tgid, self.memory, self._overdue, self.interrupted
-                    )
-                    leader.interrupt()
-                    self._overdue.add(leader)
                 raise self.gone() from None
             if pid == 0:
                 return False
@@ -237,6 +249,19 @@ class Tracee:
                 # after, before the handler's first instruction.
                 ptrace_requests.cont(self.tid, 0 if event else number)
         return True
+
+    def reap(self) -> None:
+        """Take note of the task's end if it has ended, and of nothing else. Any thread may."""
+        if not self.traced or self.ended:
+            return
+        try:
+            # A tracee's stops are reported whether asked for or not: those stay for poll().
+            report = os.waitid(os.P_PID, self.tid, _ENDED | os.WNOWAIT)
+            if report is not None and report.si_code in _ENDS:
+                os.waitid(os.P_PID, self.tid, _ENDED)
+                self.ended = True
+        except ChildProcessError:
+            self.ended = self.vanished = True
 
     def unstoppable(self, timeout: float) -> Failed:
         """The error for a task that did not stop in time."""
@@ -320,7 +345,7 @@ class Tracee:
                     self.interrupted.note(self.tid, self.registers)
                 self.detach()
             else:
-                self._overdue.add(self)
+                self.overdue.add(self)
         return (time.perf_counter_ns() - self.interrupted_at) // 1000 if self.interrupted_at else 0
 
     def detach(self) -> None:
@@ -331,7 +356,7 @@ class Tracee:
             if error.errno != errno.ESRCH:
                 raise
             self.stopped = False
-            self._overdue.add(self)
+            self.overdue.add(self)
             return
         self.traced = self.stopped = False
 
@@ -358,6 +383,13 @@ class Tracee:
         registers.orig_rax = (1 << 64) - 1
 
 
+def traced_by_us(tgid: int, tid: int) -> bool:
+    """Whether a thread of this process is the task's tracer."""
+    status = read_status(tgid, tid)
+    tracer = int(status["TracerPid"]) if status else 0
+    return tracer != 0 and os.path.exists(f"/proc/self/task/{tracer}")
+
+
 class OverdueTracees:
     """Tracees that did not stop in time, or ended unreaped: each is dealt with when it reports.
 
@@ -372,30 +404,49 @@ class OverdueTracees:
         self._installed = False
 
     def add(self, tracee: Tracee) -> None:
-        """Take over a tracee."""
-        self._tracees[tracee.tid] = tracee
-        tracee.traced = True
-        if not self._installed and threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGCHLD, self._on_child)
-            self._installed = True
-        self.settle()
+        """Take over a tracee that is not stopped."""
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, _CHILD)
+        try:
+            tracee.traced, tracee.stopped = True, False
+            self._tracees[tracee.tid] = tracee
+            if not self._installed and threading.current_thread() is threading.main_thread():
+                self._previous = signal.signal(signal.SIGCHLD, self._on_child)
+                self._installed = True
+            self.settle()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+    def find_again(self, tracee: Tracee) -> None:
+        """Find a tracee again that vanished without having ended: its id may have changed.
+
+        A thread that executes a program takes the id of its leader over, and still is our tracee.
+        """
+        tgid = tracee.tgid
+        if tracee.vanished and tracee.tid != tgid and tgid not in self and traced_by_us(tgid, tgid):
+            self.add(Tracee(tgid, tgid, tracee.memory, self, tracee.interrupted))
 
     def _on_child(self, number: int, frame: FrameType | None) -> None:
-        self.settle()
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, _CHILD)
+        try:
+            self.settle()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         if callable(self._previous):
             self._previous(number, frame)
 
     def settle(self) -> None:
-        """Detach those that have stopped, forget those that have ended."""
-        for tracee in list(self._tracees.values()):
+        """Detach those that have stopped, forget those that have ended. SIGCHLD is blocked."""
+        for tracee in self:
             try:
-                stopped = tracee.poll()
+                if not tracee.poll():
+                    tracee.interrupt()
+                    continue
             except Failed:
                 self._tracees.pop(tracee.tid, None)
+                self.find_again(tracee)
                 continue
-            if stopped:
-                self._tracees.pop(tracee.tid, None)
-                tracee.release()
+            self._tracees.pop(tracee.tid, None)
+            tracee.release()
         if not self._tracees and self._installed:
             self._installed = False
             signal.signal(signal.SIGCHLD, self._previous or signal.SIG_DFL)  # type: ignore[arg-type]
@@ -403,11 +454,45 @@ class OverdueTracees:
     def __len__(self) -> int:
         return len(self._tracees)
 
+    def __iter__(self) -> Iterator[Tracee]:
+        return iter(list(self._tracees.values()))
+
     def __contains__(self, tid: int) -> bool:
         return tid in self._tracees
 
 
 OVERDUE = OverdueTracees()
+
+
+class ReapWhileSeizing:
+    """Context manager around requests to seize tasks while others are traced already.
+
+    SEIZE waits while the task's process executes a program (cred_guard_mutex), and that waits for
+    its other threads, killed by it, to be reaped: by us, who wait. So another thread of ours reaps
+    them; it looks up only if the first is not done after a while.
+    """
+
+    def __init__(self, tracees: Callable[[], Iterable[Tracee]]) -> None:
+        self._tracees = tracees
+        self._done = threading.Event()
+
+    def __enter__(self) -> ReapWhileSeizing:
+        threading.Thread(target=self._watch, daemon=True).start()
+        return self
+
+    def _watch(self) -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        while not self._done.wait(_REAP_AFTER):
+            for tracee in list(self._tracees()):
+                tracee.reap()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._done.set()
 
 
 def await_stops(
@@ -432,7 +517,13 @@ def await_stops(
         left = deadline_ns - time.perf_counter_ns()
         if left <= 0:
             break
-        signal.sigtimedwait(_CHILD, min(left, _SLICE_NS) / 1e9)
+        if signal.sigtimedwait(_CHILD, min(left, _SLICE_NS) / 1e9) is None:
+            # A thread that executes a program cannot stop before all others are reaped, and may
+            # forget that it was asked.
+            for tracee in tracees:
+                tracee.reap()
+            for tracee in waiting:
+                tracee.interrupt()
         if len(overdue):
             overdue.settle()
     running = []

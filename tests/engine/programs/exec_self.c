@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
 /*
- * exec_self MODE: executes itself once, DELAY milliseconds after the line "ready".
+ * exec_self MODE DELAY: prints "ready", waits for a line, and DELAY milliseconds later executes itself.
  *   leader DELAY | thread DELAY | exit DELAY | none 0
  * After the exec it prints "again" and sleeps with two threads until its stdin ends.
  */
@@ -31,6 +31,10 @@ static void *runner(void *argument)
 
 static void act(void)
 {
+	char line[64];
+
+	if (read(0, line, sizeof(line)) <= 0)
+		_exit(1);
 	usleep(atoi(arguments[2]) * 1000);
 	if (strcmp(arguments[1], "exit") == 0)
 		_exit(7);
@@ -65,5 +69,7 @@ int main(int argc, char **argv)
 		pthread_create(&thread, NULL, actor, NULL);
 	else if (strcmp(argv[1], "none") != 0)
 		act();
+	while (strcmp(argv[1], "none") != 0)
+		pause();
 	return read(0, &byte, 1) < 0;
 }
