@@ -92,6 +92,13 @@ class Slot:
     continuation: Piece
     evicted: tuple[int, bytes] = (0, b"")
 
+    @property
+    def displaced_pieces(self) -> tuple[Piece, ...]:
+        """The function's old code outside of its own pieces: what stands for its first bytes."""
+        at, code = self.evicted
+        copy = (Piece(at, at + len(code), False, False),) if at else ()
+        return (self.continuation, *copy)
+
 
 @dataclass(frozen=True)
 class PatchNote:
@@ -115,8 +122,8 @@ class LoadedPatch:
     """A patch whose code lies in the region, in force or not: it is loaded only once.
 
     ``digest`` as in PatchNote; ``text`` and ``data`` are the runtime intervals ``[low, high)`` it
-    takes; ``text_digest`` the SHA-256 of the text as written; ``frames`` the address and size of the
-    new code's unwind table, (0, 0) where there is none.
+    takes; ``text_digest`` the SHA-256 of the text as written; ``frames`` the address and size of
+    the new code's unwind table, (0, 0) where there is none.
     """
 
     id: str

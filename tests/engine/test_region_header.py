@@ -142,6 +142,13 @@ def test_the_interval_of_a_piece():
     assert Piece(0x10, 0x20, False, True).interval == (0x10, 0x20)
 
 
+def test_what_stands_for_the_first_bytes_is_old_code():
+    plain, evicting = sample().slots[0], sample().slots[3]
+    assert plain.displaced_pieces == (plain.continuation,)
+    copy = Piece(0x5555_9999_1000, 0x5555_9999_1003, False, False)
+    assert evicting.displaced_pieces == (evicting.continuation, copy)
+
+
 def test_copies_are_written_in_turn_and_the_newest_counts():
     memory = Memory()
     assert memory.header() is None
