@@ -17,6 +17,7 @@ from wfpatch.region_header import (
     MAGIC,
     PREFIX_SIZE,
     Generation,
+    LoadedPatch,
     NewCode,
     PatchNote,
     Piece,
@@ -96,6 +97,17 @@ def sample() -> RegionHeader:
         text_cursor=LAYOUT.code_offset + 0x400,
         data_cursor=LAYOUT.data_offset,
         landing_pages=((0x5555_9999_0000, PAGE),),
+        loaded=(
+            LoadedPatch(
+                id="redis-cve-2026-0001",
+                digest="ab" * 32,
+                code=generations[1].code,
+                text=(0x5555_4445_0000, 0x5555_4445_0200),
+                data=(0x5555_4440_0000, 0x5555_4440_0000),
+                text_digest="cd" * 32,
+                frames=(0x5555_4445_0180, 0x60),
+            ),
+        ),
     )
 
 
@@ -286,6 +298,12 @@ def _set(*path_and_value):
         _set("transition", "target_row", 0),
         _set("transition", "source_generation", 5),
         _set("transition", "sources", 0, "held_row", 99),
+        _set("loaded", 0, "digest", "x" * 65),
+        _set("loaded", 0, "text", [1]),
+        _set("loaded", 0, "data", [1, 1 << 60]),
+        _set("loaded", 0, "frames", [0]),
+        _set("loaded", 0, "code", 0, "slot", -1),
+        _set("loaded", 0, "extra", 1),
         _set("text_cursor", 0),
         _set("data_cursor", 1 << 40),
         _set("landing_pages", [[1]]),
