@@ -21,7 +21,8 @@ from ansible_collections.wfpatch.fleet.plugins.plugin_utils._staged_file import 
 from ansible_collections.wfpatch.fleet.plugins.plugin_utils._staged_result import merge_results
 from ansible_collections.wfpatch.fleet.plugins.plugin_utils._task_arguments import task_arguments
 
-USAGE = 2
+PENDING = 4
+STEPS = ("load", "arm", "finish")
 MODULE = "wfpatch.fleet.live_patch"
 INFO_MODULE = "wfpatch.fleet.live_patch_info"
 
@@ -94,26 +95,48 @@ class ActionModule(ActionBase):
             # Refused, or nothing to do: the applier says so itself, and writes down what is wanted.
             return self._call(args)
         so_far: Values | None = None
-        steps = (
-            ("load", "arm")
-            if args.get("state", "applied") == "applied" and args.get("until", "finish") == "finish"
-            else ()
-        )
-        for step in steps:
-            outcome = self._call(args, until=step)
-            if outcome.get("exit_code") == USAGE:
+        stepwise = args.get("state", "applied") == "applied"
+        for patch_id in self._to_change(outcome["result"]) if stepwise else ():
+            outcome = self._patch_in_steps({**args, "ids": [patch_id]}, so_far)
+            so_far = outcome.get("result", so_far)
+            if "result" not in outcome or outcome.get("exit_code") == PENDING:
+                # Where threads had their time, asking again would only wait as long once more.
+                return outcome
+            if outcome.get("failed"):
+                # Refused, or without such steps: all at once, so that the others get their turn.
                 break
-            if "result" not in outcome or outcome.get("failed"):
-                return self._merged(so_far, outcome)
-            self._progress.step(step, outcome["result"], self._ids)
-            so_far = (
-                outcome["result"] if so_far is None else merge_results(so_far, outcome["result"])
-            )
         outcome = self._merged(so_far, self._call(args))
-        if "result" in outcome:
-            for step in ("threads", "finish"):
-                self._progress.step(step, outcome["result"], self._ids)
+        if not stepwise and "result" in outcome:
+            self._show_end(outcome["result"], self._ids)
         return outcome
+
+    def _to_change(self, planned: Values) -> list[str]:
+        """Ids of the patches of which the plan says that a process lacks them."""
+        lacking = {
+            patch["id"]
+            for process in planned["processes"]
+            for patch in process["patches"]
+            if patch["state"] != "patched"
+        }
+        return [patch_id for patch_id in self._ids if patch_id in lacking]
+
+    def _patch_in_steps(self, args: Values, so_far: Values | None) -> Values:
+        """One patch, loaded, armed and finished; the outcome's result includes ``so_far``."""
+        last = args.get("until", "finish")
+        for step in STEPS[: STEPS.index(last) + 1] if last in STEPS else STEPS:
+            outcome = self._merged(so_far, self._call(args, until=step))
+            so_far = outcome.get("result", so_far)
+            if "result" not in outcome or outcome.get("failed"):
+                return outcome
+            if step == "finish":
+                self._show_end(outcome["result"], args["ids"])
+            else:
+                self._progress.step(step, outcome["result"], args["ids"])
+        return outcome
+
+    def _show_end(self, result: Values, ids: list[str]) -> None:
+        for step in ("threads", "finish"):
+            self._progress.step(step, result, ids)
 
     @staticmethod
     def _merged(earlier: Values | None, outcome: Values) -> Values:

@@ -75,6 +75,16 @@ options:
     description:
       - Seconds to wait for a transition to end. The manifest says so when not given.
     type: int
+  wait:
+    description:
+      - Seconds to wait for another applier that works on the host. Only one may.
+    type: int
+    default: 30
+  include_init:
+    description:
+      - Whether a process with the pid 1 is patched, too.
+    type: bool
+    default: false
   accept:
     description:
       - States that are no failure although the patches are not in force everywhere.
@@ -238,7 +248,7 @@ def words(params, plan):
     """The applier's command line."""
     revert = params["state"] == "reverted"
     command = "revert" if revert else "plan" if plan else "apply"
-    arguments = [command]
+    arguments = ["--wait", str(params["wait"]), command]
     for pid in params["pids"]:
         arguments.extend(["--pid", str(pid)])
     if params["policy"] is not None:
@@ -246,6 +256,8 @@ def words(params, plan):
     arguments.extend(["--backend", params["backend"]])
     if params["timeout"] is not None:
         arguments.extend(["--timeout", str(params["timeout"])])
+    if params["include_init"] and not revert:
+        arguments.append("--include-init")
     if command == "apply" and params["until"] != "finish":
         arguments.extend(["--until", params["until"]])
     arguments.append("--")
@@ -388,6 +400,8 @@ def main():
                 "choices": ["pending", "partial", "not_affected"],
                 "default": [],
             },
+            wait={"type": "int", "default": 30},
+            include_init={"type": "bool", "default": False},
             until={"type": "str", "choices": ["load", "arm", "finish"], "default": "finish"},
             verify={"type": "bool", "default": True},
             progress={"type": "str", "choices": ["auto", "always", "never"], "default": "auto"},

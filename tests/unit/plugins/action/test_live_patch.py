@@ -99,7 +99,7 @@ def test_quietly_in_one_call(run, modules, lines):
 
 def test_step_by_step(run, modules, lines):
     found = run(progress="always")
-    assert [step for _name, step in modules.calls] == ["plan", "load", "arm", "", ""]
+    assert [step for _name, step in modules.calls] == ["plan", "load", "arm", "finish", "", ""]
     assert (found["changed"], found["state"], found["verified"]) == (True, "patched", True)
     assert [line.split(": ")[1].split()[0] for line in lines] == [
         "plan",
@@ -111,7 +111,7 @@ def test_step_by_step(run, modules, lines):
     ]
     assert all(line.startswith("h1 example[812] CVE-2026-0001: ") for line in lines)
     process = found["result"]["processes"][0]
-    assert process["stops_count"] == 3
+    assert process["stops_count"] == 4
     assert found["result"]["before"]["state"] == "vulnerable"
     assert found["result"]["after"]["state"] == "patched"
 
@@ -151,6 +151,47 @@ def test_a_failure_on_the_way_keeps_that_something_changed(run, modules):
     assert found["failed"]
     assert found["reason"] == "thread_gone"
     assert found["changed"] is True
+
+
+def test_patches_take_their_steps_one_after_the_other(run, modules, lines, make_patch):
+    modules.host.add(make_patch("example-b", "CVE-2026-0002", requires=["example-a"]))
+    seen = []
+
+    def spoil(_name, args, outcome):
+        seen.append((args.get("until", "plan" if args.get("plan") else ""), args["ids"]))
+        return outcome
+
+    modules.spoil = spoil
+    both = ["example-a", "example-b"]
+    found = run(progress="always", ids=both)
+    steps = ["load", "arm", "finish"]
+    assert seen == [
+        ("plan", both),
+        *((step, [patch_id]) for patch_id in both for step in steps),
+        ("", both),
+        ("", both),
+    ]
+    assert (found["changed"], found["state"], found["verified"]) == (True, "patched", True)
+    armed = [line for line in lines if ": armed" in line]
+    assert ["CVE-2026-0001" in armed[0], "CVE-2026-0002" in armed[1]] == [True, True]
+    seen.clear()
+    modules.host.tell(processes=[{"pid": 8, "comm": "example", "patches": ["example-a"]}])
+    run(progress="always", ids=both)
+    assert ("load", ["example-a"]) not in seen
+    assert ("load", ["example-b"]) in seen
+
+
+def test_stragglers_are_not_waited_for_twice(run, modules):
+    def spoil(_name, args, outcome):
+        if args.get("until") == "finish":
+            outcome.update(failed=True, exit_code=4, reason="stragglers", state="partial")
+        return outcome
+
+    modules.spoil = spoil
+    found = run(progress="always")
+    assert found["failed"]
+    assert found["reason"] == "stragglers"
+    assert [step for _name, step in modules.calls] == ["plan", "load", "arm", "finish"]
 
 
 def test_memory_that_says_otherwise(run, modules, host):

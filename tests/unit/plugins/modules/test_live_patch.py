@@ -141,13 +141,26 @@ def test_command_line():
         "backend": "auto",
         "timeout": 9,
         "until": "load",
+        "wait": 5,
+        "include_init": False,
     }
+    wait = ["--wait", "5"]
     rest = ["--pid", "3", "--pid", "4", "--policy", "global", "--backend", "auto", "--timeout", "9"]
-    apply = ["apply", *rest, "--until", "load", "--", "a", "b"]
+    apply = [*wait, "apply", *rest, "--until", "load", "--", "a", "b"]
     assert live_patch.words(params, False) == apply
-    assert live_patch.words(params, True) == ["plan", *rest, "--", "a", "b"]
+    assert live_patch.words(params, True) == [*wait, "plan", *rest, "--", "a", "b"]
+    params["include_init"] = True
+    assert live_patch.words(params, True) == [
+        *wait,
+        "plan",
+        *rest,
+        "--include-init",
+        "--",
+        "a",
+        "b",
+    ]
     params["state"] = "reverted"
-    assert live_patch.words(params, False) == ["revert", *rest, "--", "b", "a"]
+    assert live_patch.words(params, False) == [*wait, "revert", *rest, "--", "b", "a"]
 
 
 @pytest.mark.parametrize("text", ["", "no JSON", "[]", '{"schema": 2}', '{"schema": 1}'])
