@@ -54,14 +54,17 @@ def source_package(package: str, version: str, directory: Path) -> list[Path]:
 
 @dataclass(frozen=True)
 class BinaryPackage:
-    """Fields of an unpacked .deb's control file."""
+    """Fields of an unpacked .deb's control file.
+
+    ``same_version`` are the dependencies on exactly this version: packages of the same source.
+    """
 
     package: str
     version: str
     source: str
     source_version: str
     architecture: str
-    depends: tuple[str, ...]
+    same_version: tuple[str, ...]
     root: Path
 
 
@@ -84,7 +87,8 @@ def unpack(deb: Path, root: Path) -> BinaryPackage:
     name, source_version = (str(match[1]), str(match[2])) if match else (source, version)
     # A binary-only rebuild (+b1) has the version of its source in the Source field.
     depends = ", ".join(fields.get(f, "") for f in ("Pre-Depends", "Depends"))
-    names = tuple(re.findall(r"(?:^|[,|]\s*)([a-z0-9][a-z0-9+.-]+)", depends))
+    exact = re.findall(r"(?:^|[,|]\s*)([a-z0-9][a-z0-9+.-]+)(?::\w+)?\s*\(=\s*([^)\s]+)\)", depends)
+    names = tuple(name for name, wanted in exact if wanted == version)
     return BinaryPackage(
         fields["Package"], version, name, source_version, fields["Architecture"], names, root
     )

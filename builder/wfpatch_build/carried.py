@@ -261,7 +261,13 @@ class _Part:
                 ".rodata.cst", reference.content, max(1, len(reference.content))
             )
             return self._pooled(section, at), reference.offset
-        if kind == "anonymous" and reference.section:
+        if kind == "anonymous" and self.obj.sections[reference.section].executable:
+            raise Refusal(
+                "inline_assembly",
+                f"{self.obj.name}: new code refers to code outside of functions in "
+                f"{reference.name}",
+            )
+        if kind == "anonymous":
             return self._anonymous(reference.section, reference.place), 0
         raise Refusal(
             "unsupported_relocation",
@@ -450,15 +456,14 @@ class _Part:
         for relocation in original.relocations:
             if start <= relocation.offset < end:
                 reference = self.new.forms.references.resolve(original, relocation)
+                if reference.kind != "function" or reference.name not in self._functions:
+                    # A personality routine (CIE) or a table of landing pads (FDE).
+                    raise Refusal(
+                        "exceptions_unsupported",
+                        f"{self.obj.name}: new code catches exceptions or cleans up after them; "
+                        "the process's unwinder does not know new code",
+                    )
                 at = relocation.offset - start + place
-                if reference.kind == "function" and reference.name in self._functions:
-                    key, offset = self._functions[reference.name], reference.offset
-                elif reference.kind in ("anonymous", "data") and reference.section:
-                    size = self.obj.sections[reference.section].size
-                    name = self.obj.sections[reference.section].name
-                    key = self._carry_bytes(reference.section, 0, size, name, STT_NOTYPE)
-                    offset = reference.place + (reference.offset if reference.kind == "data" else 0)
-                else:
-                    key, offset = self._target(reference, relocation)
-                out.relocations.append(OutRelocation(at, relocation.type, key, offset))
+                key = self._functions[reference.name]
+                out.relocations.append(OutRelocation(at, relocation.type, key, reference.offset))
         return place

@@ -74,17 +74,11 @@ def find_stock_file(name: str, version: str, binary: str | None, directory: Path
                 if found[1].is_file():
                     return StockFile(owner, found[0], found[1])
                 path = found[0]
-        missing = [d for d in package.depends if all(d != p.package for p in seen)]
-        for dependency in missing:
-            try:
-                other = fetch_package(dependency, version, directory)
-            except Refusal:
-                continue  # of another version, so not built from this source
-            if other.source == package.source:
-                seen.append(other)
-                break
-        else:
+        known = {other.package for other in seen}
+        further = [n for other in seen for n in other.same_version if n not in known]
+        if not further:
             break
+        seen.append(fetch_package(further[0], version, directory))
     raise Refusal("archive_missing", f"{path} is in neither {name} {version} nor its siblings")
 
 

@@ -18,6 +18,8 @@ REASONS: dict[str, str] = {
     "data_initialiser_changed": "the initial value of existing data changes",
     "data_removed": "data that running code may use is removed or changes its kind",
     "empty_diff": "the patch changes no code of this binary",
+    "entry_not_relocatable": "a function's first instruction has no copy that works elsewhere",
+    "exceptions_unsupported": "exceptions may pass through new code, which no unwinder knows",
     "functions_unexpected": "other functions change than the recipe names",
     "generated_source": "the patch changes an input from which sources are generated",
     "init_code": "the patch changes code that runs before main() or at exit",

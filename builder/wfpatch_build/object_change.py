@@ -15,12 +15,14 @@ from wfpatch_build.stock import Stock
 @dataclass(frozen=True)
 class ObjectChange:
     """``old`` is the stock source, ``pre`` has the patches that are in force before this one (the
-    same object when there are none), ``post`` this patch too."""
+    same object when there are none), ``post`` this patch too. ``rank`` counts the objects of the
+    same file name that are linked before it."""
 
     unit: Unit
     old: CompiledObject
     pre: CompiledObject
     post: CompiledObject
+    rank: int = 0
 
     @functools.cached_property
     def diff(self) -> ObjectDiff:
@@ -50,4 +52,4 @@ class ObjectChange:
         return self.base.data.old_of.get(name)
 
     def stock_unit(self, stock: Stock) -> int | None:
-        return stock.unit_of(self.old)
+        return stock.unit_of(self.old, self.rank)

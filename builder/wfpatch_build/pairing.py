@@ -41,11 +41,13 @@ def is_compiler_made(name: str) -> bool:
 @dataclass(frozen=True)
 class Pairing:
     """``old_of``: new name -> old name; ``added``: new names without an old one; ``removed``: the
-    old names that are gone."""
+    old names that are gone; ``ambiguous``: new names that could be each other's as well, in groups
+    that grow or shrink."""
 
     old_of: Mapping[str, str]
     added: tuple[str, ...]
     removed: tuple[str, ...]
+    ambiguous: tuple[str, ...] = ()
 
     def canonical(self, name: str) -> str:
         """The old name, or a spelling no old name can have."""
@@ -66,17 +68,22 @@ def pair(
     for name in new:
         new_groups.setdefault(group_name(name), []).append(name)
     old_of: dict[str, str] = {}
+    ambiguous: list[str] = []
     for group, names in new_groups.items():
         candidates = old_groups.get(group, [])
         if len(names) == 1 and len(candidates) == 1:
             old_of[names[0]] = candidates[0]
         elif candidates:
             old_of.update(_pair_group(candidates, names, old_shape, new_shape))
+            if len(names) != len(candidates):
+                shapes = {name: list(new_shape(name)) for name in names}
+                ambiguous += [n for n in names if list(shapes.values()).count(shapes[n]) > 1]
     used = set(old_of.values())
     return Pairing(
         old_of,
         tuple(n for names in new_groups.values() for n in names if n not in old_of),
         tuple(o for names in old_groups.values() for o in names if o not in used),
+        tuple(ambiguous),
     )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from wfpatch_build.canonical_json import canonical
 from wfpatch_build.carried import Carried
 from wfpatch_build.differ import COLD
+from wfpatch_build.displacement import NotRelocatable
 from wfpatch_build.elf_writer import write_relocatable
 from wfpatch_build.entry_analysis import EntryAnalysis, OldFunction, Piece, describe_functions
 from wfpatch_build.errors import Refusal
@@ -128,7 +129,7 @@ def assemble(
     built: dict[str, str],
     importable: Callable[[str], bool] | None = None,
 ) -> bytes:
-    """The patch ELF's bytes. Raises Refusal and displacement.NotRelocatable."""
+    """The patch ELF's bytes. Raises Refusal."""
     image = stock.image
     if image.build_id is None:
         raise Refusal("no_build_id", f"{image.name} has no build-id by which hosts could find it")
@@ -136,7 +137,10 @@ def assemble(
     entries = [carried.add_replaced(r.change, r.new_name) for r in replaced]
     carried.finish()
     analysis = EntryAnalysis(image, stock_functions(stock))
-    functions = describe_functions(analysis, [r.old for r in replaced])
+    try:
+        functions = describe_functions(analysis, [r.old for r in replaced])
+    except NotRelocatable as error:
+        raise Refusal("entry_not_relocatable", f"{image.name}: {error}") from error
     old, mask = b"", b""
     for members, entry in zip(functions, entries, strict=True):
         members["symbol"] = entry

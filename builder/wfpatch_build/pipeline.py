@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import posixpath
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
@@ -124,7 +125,10 @@ def _compiled(
     found = []
     for number, unit in enumerate(affected):
         versions = objects[number * step : (number + 1) * step]
-        found.append(ObjectChange(unit, versions[0], versions[-2], versions[-1]))
+        name = posixpath.basename(unit.source)
+        alike = [u for u in units if posixpath.basename(u.source) == name]
+        rank = alike.index(unit)
+        found.append(ObjectChange(unit, versions[0], versions[-2], versions[-1], rank))
     return found
 
 

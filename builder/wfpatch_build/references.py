@@ -15,6 +15,7 @@ from iced_x86 import Instruction
 
 from wfpatch_build.compiled_object import (
     SHN_ABS,
+    SHN_COMMON,
     SHN_UNDEF,
     STT_FUNC,
     STT_GNU_IFUNC,
@@ -104,7 +105,7 @@ class References:
         """The Reference of ``relocation``, which belongs to ``section``."""
         symbol = self.obj.symbols[relocation.symbol]
         addend = relocation.addend + self.distance(section, relocation)
-        if symbol.section == SHN_UNDEF:
+        if symbol.section in (SHN_UNDEF, SHN_COMMON):  # in both cases the linker decides
             return Reference("undefined", symbol.name, addend, symbol=symbol)
         if symbol.section == SHN_ABS:
             return Reference("absolute", symbol.name, symbol.value + addend)

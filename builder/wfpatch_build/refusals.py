@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from iced_x86 import FlowControl
 
-from wfpatch_build.compiled_object import STT_FUNC, STT_GNU_IFUNC, CompiledObject
+from wfpatch_build.compiled_object import SHN_COMMON, STT_FUNC, STT_GNU_IFUNC, CompiledObject
 from wfpatch_build.control_flow import control_flow
 from wfpatch_build.errors import Refusal
 from wfpatch_build.instructions import decode, jump_target
@@ -27,6 +27,10 @@ _ORDINARY = (
     *(".text", ".rodata", ".data", ".bss", ".tdata", ".tbss", ".lrodata", ".ldata", ".lbss"),
     *(".eh_frame", ".gcc_except_table", ".note", ".group", ".comment", *_RUN_ONCE),
 )
+
+
+# What code that throws, or lets others throw through it, needs of the C++ run-time library.
+_EXCEPTIONS = frozenset(("__gxx_personality_v0", "__cxa_throw", "_Unwind_RaiseException"))
 
 
 def _is(name: str, families: Sequence[str]) -> bool:
@@ -63,7 +67,26 @@ def _check_main(change: ObjectChange) -> None:
         )
 
 
+def _commons(obj: CompiledObject) -> dict[str, int]:
+    """Name -> size of the variables that the linker allocates (-fcommon)."""
+    return {s.name: s.size for s in obj.symbols if s.section == SHN_COMMON}
+
+
 def _check_data(change: ObjectChange) -> None:
+    before, after = _commons(change.pre), _commons(change.post)
+    for name in sorted(before.keys() & after.keys()):
+        if before[name] != after[name]:
+            raise Refusal(
+                "data_layout_changed",
+                f"{name} in {change.unit.source}: {before[name]} bytes become {after[name]}",
+                name=name,
+            )
+    if change.diff.data.ambiguous:
+        raise Refusal(
+            "data_layout_changed",
+            f"{change.unit.source}: static variables come or go, and which of "
+            f"{', '.join(change.diff.data.ambiguous)} is which cannot be told",
+        )
     for item in change.diff.data_changes:
         if is_compiler_made(item.name):
             continue
@@ -184,7 +207,14 @@ def _check_layouts(change: ObjectChange, accepted: Sequence[str]) -> None:
 
 
 def check_replaced(image: ObjectFile, replaced: Sequence[Replaced]) -> None:
-    """Refuse what the stock code shows: functions that no thread ever leaves."""
+    """Refuse what the stock object shows: exceptions, and functions that no thread ever leaves."""
+    throwers = sorted(_EXCEPTIONS & {s.name for s in image.dynsym if s.section is None})
+    if throwers:
+        raise Refusal(
+            "exceptions_unsupported",
+            f"{image.name} may throw exceptions (it imports {throwers[0]}); one that is thrown "
+            "through new code would end the process, as no unwinder knows that code",
+        )
     for item in replaced:
         if never_returns(image, item.old.bounds):
             raise Refusal(

@@ -34,7 +34,10 @@ class Stock:
         for symbol in self.symbols:
             if symbol.binding != "STB_LOCAL":
                 # A library's variable that a copy relocation moved here is spelt with its version.
-                self._global.setdefault(symbol.name.partition("@")[0], []).append(symbol)
+                # Of several versions the default one (@@) comes first.
+                plain, at, _ = symbol.name.partition("@")
+                known = self._global.setdefault(plain, [])
+                known.insert(0 if not at or "@@" in symbol.name else len(known), symbol)
             elif symbol.file is None:
                 self._forced.setdefault(symbol.name, []).append(symbol)
             else:
@@ -49,8 +52,12 @@ class Stock:
                 found.setdefault(symbol.file, {}).setdefault(symbol.unit, set()).add(symbol.name)
         return found
 
-    def unit_of(self, obj: CompiledObject) -> int | None:
-        """The unit that ``obj`` became in the link: the same file name, most locals in common."""
+    def unit_of(self, obj: CompiledObject, rank: int = 0) -> int | None:
+        """The unit that ``obj`` became in the link: the same file name, most locals in common.
+
+        ``rank``: the how-manieth of the linked objects with that file name it is; decides between
+        units that are alike.
+        """
         candidates = self._units.get(obj.source_file or "", {})
         own = {
             s.name
@@ -59,9 +66,14 @@ class Stock:
         }
         if not candidates:
             return None
+        ordered = sorted(candidates)
         return max(
-            candidates,
-            key=lambda unit: (len(own & candidates[unit]) - len(own ^ candidates[unit]), -unit),
+            ordered,
+            key=lambda unit: (
+                len(own & candidates[unit]) - len(own ^ candidates[unit]),
+                ordered.index(unit) == rank,
+                -unit,
+            ),
         )
 
     def _find(self, name: str, unit: int | None, types: tuple[str, ...]) -> Symbol | None:

@@ -294,3 +294,57 @@ def test_a_function_from_another_tree_directory(source_tree, tmp_path):
     result = build_plain(tree.source, tree.command, tree.stock, Change(new=new))
     assert result.patch.functions == ("target",)
     assert not (tree.source / "program").exists(), "the tree itself was built in"
+
+
+def test_a_common_variable_stays_where_it_is(source_tree):
+    text = "int shared[4];\nint target(int x) { return shared[x & 3]; }\n"
+    tree = source_tree(program(text), flags="-O2 -fcommon")
+    result = tree.build(program(text.replace("x & 3]", "x & 1] + shared[2]")))
+    assert result.patch.functions == ("target",)
+    shared = next(s for s in ObjectFile.load(tree.unstripped).symtab if s.name == "shared")
+    assert owners(result)["shared"]["address"] == shared.address
+
+
+def test_two_objects_of_one_file_name_are_kept_apart(source_tree):
+    text = f"static {NOINLINE}int limit(int x) {{ return x > LIMIT ? LIMIT : x; }}\n"
+    files = {
+        "a/part.c": f"#define LIMIT 10\n{text}int one(int x) {{ return limit(x) + 1; }}\n",
+        "b/part.c": f"#define LIMIT 20\n{text}int two(int x) {{ return limit(x) + 2; }}\n",
+        "main.c": TWO_MAIN,
+    }
+    command = (
+        "gcc -O2 -g -c a/part.c -o a.o && gcc -O2 -g -c b/part.c -o b.o && "
+        "gcc -O2 -g -c main.c -o main.o && gcc -Wl,--build-id a.o b.o main.o -o program"
+    )
+    tree = source_tree(files, command=command)
+    result = tree.build({"b/part.c": files["b/part.c"].replace("LIMIT 20", "LIMIT 30")})
+    symbols = [s for s in ObjectFile.load(tree.unstripped).symtab if s.name == "limit"]
+    two = next(s for s in ObjectFile.load(tree.unstripped).symtab if s.name == "two")
+    nearest = min(symbols, key=lambda s: abs(s.address - two.address))
+    assert [r.old.address for r in result.patch.replaced] == [nearest.address]
+
+
+def test_an_alias_is_one_function(source_tree):
+    text = (
+        "int target(int x) { return x + 1; }\n"
+        'int other_name(int x) __attribute__((alias("target")));\n'
+    )
+    result = source_tree(program(text)).build(program(text.replace("x + 1", "x + 2")))
+    assert len(result.patch.replaced) == 1
+
+
+def test_c_plus_plus_without_exceptions(source_tree):
+    text = (
+        "struct shape { virtual int area(int x) { return x * 3; } virtual ~shape() {} };\n"
+        "template <class T> __attribute__((noinline)) T scaled(T x) { return x * 5; }\n"
+        'extern "C" int target(int x) { shape s; shape *p = &s; return p->area(x) + scaled(x); }\n'
+        "long other(long x) { return scaled(x); }\n"
+        "int main(int c, char **v) { return target(c) + (int)other(c); }\n"
+    )
+    command = "g++ -O2 -g -fno-exceptions -fno-rtti -Wl,--build-id main.cc -o program"
+    command += " -nodefaultlibs -lc -lgcc"
+    support = "#include <stddef.h>\nvoid operator delete(void *, size_t) {}\n"
+    tree = source_tree({"main.cc": support + text}, command=command)
+    source = tree.files["main.cc"]
+    result = tree.build({"main.cc": source.replace("x * 5", "x * 7")})
+    assert {"_Z6scaledIiET_S0_", "_Z6scaledIlET_S0_"} <= set(result.patch.functions)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Real packages: exact rebuilds, and the functions that real fixes replace.
 
-The patches are those of catalogue/ and some of the archive's newer source packages. Chroots and builds
-are taken from the machine's cache, or made (minutes).
+The patches are those of catalogue/ and some of the archive's newer source packages. Chroots and
+builds are taken from the machine's cache, or made (minutes).
 """
 
 from __future__ import annotations

@@ -434,3 +434,48 @@ def test_every_reason_is_raised_somewhere_and_listed():
     assert unused == []
     with pytest.raises(AssertionError):
         Refusal("no_such_reason", "text")
+
+
+def test_exceptions_through_new_code(source_tree):
+    throws = (
+        '#include <stdexcept>\nextern "C" int target(int x)\n'
+        '{ if (x > 3) throw std::runtime_error("x"); return x + 1; }\n'
+    )
+    main = 'extern "C" int target(int);\nint main(int c, char **v)\n'
+    main += "{ try { return target(c); } catch (std::exception &) { return 9; } }\n"
+    text = throws + main
+    tree = source_tree(
+        {"main.cc": text}, command="g++ -O2 -g -fno-inline -Wl,--build-id main.cc -o program"
+    )
+    refusal = tree.refused({"main.cc": text.replace("x + 1", "x + 2")})
+    assert refusal.reason == "exceptions_unsupported"
+
+
+def test_clean_up_after_cancelled_threads(source_tree):
+    text = (
+        '__attribute__((noinline)) void tidy(int *p) { printf("%d", *p); }\n'
+        'int target(int x) { __attribute__((cleanup(tidy))) int y = x; puts("t"); return y; }\n'
+    )
+    tree = source_tree(files(text), flags="-O2 -fexceptions")
+    assert tree.refused(files(text.replace('"t"', '"u"'))).reason == "exceptions_unsupported"
+
+
+def test_the_size_of_a_common_variable(source_tree):
+    text = "int shared[4];\nint target(int x) { return shared[x & 3]; }\n"
+    tree = source_tree(files(text), flags="-O2 -fcommon")
+    changed = text.replace("[4]", "[8]").replace("x & 3", "x & 7")
+    assert tree.refused(files(changed)).reason == "data_layout_changed"
+
+
+def test_static_variables_that_cannot_be_told_apart(source_tree):
+    one = "{ static int n; n += x; total += n; }\n"
+    text = "int total;\nint target(int x)\n{\n" + one * 2 + "    return total;\n}\n"
+    changed = text.replace(one * 2, one * 3)
+    assert source_tree(files(text)).refused(files(changed)).reason == "data_layout_changed"
+
+
+def test_code_outside_of_functions_that_new_code_calls(source_tree):
+    text = ASM.replace(".globl bare\\n", "") + TARGET
+    changed = text.replace("int target", "extern int bare(void);\nint target")
+    changed = changed.replace("x + 1", "x + bare()")
+    assert source_tree(files(text)).refused(files(changed)).reason == "inline_assembly"
