@@ -8,7 +8,8 @@
  *
  *   run T SCRIPT     scripted thread T runs a script, "main SCRIPT" the main thread at once
  *   child T SCRIPT   what a clone or a thread begotten by T's scripts runs
- *   signal T SCRIPT  send T a signal whose handler runs SCRIPT on the interrupted stack
+ *   handler T SCRIPT what T's handlers of SIGUSR1 run, on the interrupted stack
+ *   signal T SCRIPT  the same, and send T that signal
  *   go T             one byte for T's pipe
  *   state T          "idle", or "running" and how often it came to wait for its pipe; then its tid
  *   trace T          versions of the functions it entered since the last call: "f1 g1 "
@@ -49,6 +50,8 @@ struct shared {
 	unsigned long backward;
 	unsigned long children;
 	unsigned long children_ended;
+	unsigned long children_blocked;
+	int last_child;
 	unsigned long forks_mixed;
 	struct {
 		int id, handler;
@@ -63,6 +66,7 @@ struct worker {
 	int running;
 	int alive;
 	int alternate;		/* where its alternate stack is: enum place */
+	char *heap;
 	char script[SCRIPT];
 	char signal_script[SCRIPT];
 	sigjmp_buf idle;
@@ -78,7 +82,8 @@ static int random_threads, scripted_threads;
 static const char *set;		/* the functions of random trees */
 static struct tree main_tree;
 static __thread struct tree *own_tree;
-static __thread const char **handler_script;
+/* volatile: the compiler takes raise() for a function that calls nothing of this file back */
+static __thread const char **volatile handler_script;
 static __thread int in_handler;
 /* Transition n leads to version targets[n]; a thread is born into version 1. */
 static unsigned char targets[MAX_TRANSITIONS] = { 1, 1 };
@@ -264,6 +269,8 @@ static void wait_for_pipe(struct tree *t)
 	char byte;
 
 	t->blocked++;
+	if (t->child)
+		__atomic_fetch_add(&shared->children_blocked, 1, __ATOMIC_RELAXED);
 	while (read(t->wake[0], &byte, 1) != 1)
 		if (errno != EINTR)
 			fail("read");
@@ -380,6 +387,12 @@ static void raise_here(struct tree *t, const char **pc, int number)
 	handler_script = NULL;
 }
 
+static void count_child(void)
+{
+	shared->last_child = (int)rt_syscall(SYS_gettid, 0, 0, 0);
+	__atomic_fetch_add(&shared->children, 1, __ATOMIC_RELAXED);
+}
+
 static void forked(struct tree *t, const char **pc)
 {
 	pid_t pid;
@@ -389,7 +402,7 @@ static void forked(struct tree *t, const char **pc)
 	pid = fork();
 	if (pid == 0) {
 		t->child = 1;
-		__atomic_fetch_add(&shared->children, 1, __ATOMIC_RELAXED);
+		count_child();
 		return;	/* into the middle of the tree: the script's end finds t->child */
 	}
 	(void)pc;
@@ -407,7 +420,7 @@ __attribute__((noipa)) static void vforked(struct tree *t, const char **pc)
 	pid = vfork();
 	if (pid == 0) {
 		own_tree = &copy;
-		__atomic_fetch_add(&shared->children, 1, __ATOMIC_RELAXED);
+		count_child();
 		rt_script(&copy, pc);
 		__atomic_fetch_add(&shared->children_ended, 1, __ATOMIC_RELAXED);
 		_exit(0);
@@ -427,6 +440,7 @@ int rt_may_clone(struct tree *t)
 		if (t->clone_stack == MAP_FAILED)
 			fail("mmap");
 	}
+	t->clone_stamp = t->stamp;
 	__atomic_store_n(&t->clone_runs, 1, __ATOMIC_RELEASE);
 	return 1;
 }
@@ -439,8 +453,9 @@ void rt_clone_child(struct tree *t)
 	*copy = *t;
 	copy->child = 1;
 	copy->clone_stack = NULL;
-	__atomic_fetch_add(&shared->children, 1, __ATOMIC_RELAXED);
-	/* It came back in the body of a function of the set: its stamp stays what it was. */
+	count_child();
+	/* It came back in the body of a function of the set, which its parent may have left. */
+	copy->stamp = t->clone_stamp;
 	rt_script(copy, &pc);
 	if (t->traced && copy->traced)
 		memcpy(t->trace, copy->trace, TRACE);
@@ -640,7 +655,7 @@ static void *work(void *argument)
 	int disarming = (int)(1U << 31);	/* SS_AUTODISARM */
 
 	if (w->alternate == HEAP)
-		set_alternate_stack(malloc(ALTERNATE), ALTERNATE, 0);
+		set_alternate_stack(w->heap, ALTERNATE, 0);
 	else
 		set_alternate_stack(in_stack, sizeof(in_stack),
 				    w->alternate == IN_STACK ? 0 : disarming);
@@ -740,11 +755,12 @@ static void report(void)
 		}
 	}
 	printf("{\"mixed\": %lu, \"backward\": %lu, \"forks_mixed\": %lu, \"children\": %lu, "
-	       "\"children_ended\": %lu, \"signals\": %lu, \"born\": %lu, \"switches\": [%lu, %lu], "
+	       "\"children_ended\": %lu, \"children_blocked\": %lu, \"last_child\": %d, "
+	       "\"signals\": %lu, \"born\": %lu, \"switches\": [%lu, %lu], "
 	       "\"first\": {\"id\": \"%c\", \"handler\": %d, \"seen\": %lu, \"caller\": %lu, "
 	       "\"version\": %lu}, \"calls\": [",
 	       shared->mixed, shared->backward, shared->forks_mixed, shared->children,
-	       shared->children_ended, signals_handled, born, random_threads ? least : 0, most,
+	       shared->children_ended, shared->children_blocked, shared->last_child, signals_handled, born, random_threads ? least : 0, most,
 	       shared->first.id ? shared->first.id : '-', shared->first.handler, shared->first.seen,
 	       shared->first.caller, shared->first.version);
 	for (int version = 0; version <= MAX_VERSION; version++)
@@ -795,9 +811,10 @@ static void command(char *line)
 	} else if (!strcmp(word[0], "child")) {
 		strncpy(scripted(word[1])->tree.child_script, word[2], SCRIPT - 1);
 		puts("ok");
-	} else if (!strcmp(word[0], "signal")) {
+	} else if (!strcmp(word[0], "handler") || !strcmp(word[0], "signal")) {
 		strncpy(scripted(word[1])->signal_script, word[2], SCRIPT - 1);
-		pthread_kill(scripted(word[1])->thread, SIGUSR1);
+		if (*word[0] == 's')
+			pthread_kill(scripted(word[1])->thread, SIGUSR1);
 		puts("ok");
 	} else if (!strcmp(word[0], "go")) {
 		if (write(scripted(word[1])->tree.wake[1], "", 1) != 1)
@@ -870,6 +887,7 @@ int main(int argc, char **argv)
 		w->scripted = i >= random_threads;
 		/* scripted: the first in the heap, the second in its stack, the third disarming ... */
 		w->alternate = w->scripted ? (i - random_threads) % PLACES : i & 1;
+		w->heap = malloc(ALTERNATE);	/* by the main thread: next to brk */
 		w->tree.random = 88172645463325252UL + i * 7919;
 		w->tree.traced = w->scripted;
 		strcpy(w->tree.child_script, "kg..k.g.");

@@ -20,6 +20,7 @@
  *   Z b           the same, with a frame that is never written: of 3 KiB / of 320 KiB
  *   p P           wait for a byte of the thread's pipe, in libc / by a system call in the body
  *   n i w         sleep for a moment: nanosleep in libc / in the body / a futex in libc
+ *   j             wipe what calls left right below the frame
  *   c q           as n and p, in the body's cold part, then call g from there
  *   u             the same, through a function that no unwinder knows
  *   s a           raise a signal whose handler goes on with the script: on this stack / on the
@@ -30,7 +31,7 @@
  *   4             a thread that runs the child's script
  *   o             go on on a stack of the program's own, beneath the thread's TCB
  *
- * 1, 2, 4 and o also work outside of the set (in h); 3 5 P i c q t only in it.
+ * 1, 2, 4 and o also work outside of the set (in h); 3 5 P i j c q t only in it.
  */
 #ifndef PROOF_TREES_H
 #define PROOF_TREES_H
@@ -52,6 +53,7 @@ struct tree {
 	int tid;
 	int clone_runs;		/* cleared by the kernel when the clone is gone */
 	char *clone_stack;
+	unsigned long clone_stamp;
 	int traced;
 	char child_script[SCRIPT];
 	char trace[TRACE];
@@ -60,8 +62,10 @@ struct tree {
 typedef long step(struct tree *t, const char **pc, unsigned long prev, unsigned long caller);
 
 step f, g, k, r, x, y, d, e;
-/* What d calls first, for its versions 1, 2, 3. */
-step first_1, first_2, first_3;
+/* What d calls first, for its versions 1, 2, 3; d leaves the stack as it comes. */
+step first_1 __attribute__((force_align_arg_pointer));
+step first_2 __attribute__((force_align_arg_pointer));
+step first_3 __attribute__((force_align_arg_pointer));
 extern step *const pointers[6];
 
 void rt_violation(struct tree *t, int id, unsigned long seen, unsigned long caller,
@@ -158,6 +162,8 @@ extern step r_again __asm__("r");
 				t->blocked++;                                            \
 				while (rt_syscall(0, t->wake[0], (long)&byte, 1) < 0)    \
 					;                                                \
+			} else if (op == 'j') {                                          \
+				__asm__ volatile("movq $0, -8(%%rsp)" : : : "memory");   \
 			} else if (op == 'i') {                                          \
 				long moment[2] = { 0, 50000 };                           \
 				rt_syscall(35, (long)moment, 0, 0);                      \

@@ -26,18 +26,25 @@ _FLAGS = ("-O2", "-fPIE", "-pthread", f"-I{PROGRAMS}")
 
 @functools.cache
 def program(*flags: str) -> Path:
-    """The program; with -DMIXED the one that mixes versions on command."""
-    return ProgramCache(PROGRAMS).build("proof_trees", *flags)
+    """The program; with -DMIXED the one that mixes versions on command.
+
+    As shipped, its code has no jump tables: registers with addresses of cases would count as words
+    of old code, and hide what a scenario is about. Later versions have them.
+    """
+    return ProgramCache(PROGRAMS).build("proof_trees", "-fno-jump-tables", *flags)
 
 
 @functools.cache
-def patch(version: int, functions: str) -> bytes:
-    """A patch ELF that brings ``version`` of each of ``functions`` ("fgk")."""
+def patch(version: int, functions: str, **definitions: str) -> bytes:
+    """A patch ELF that brings ``version`` of each of ``functions`` ("fgk").
+
+    ``k="k_WITH_TAIL"`` takes that definition of k.
+    """
     lines = [
         f"#define VERSION {version}",
         f"#define EXTRA {_EXTRA.format(16 * version + 3)}",
         '#include "proof_trees.h"',
-        *(f"DEFINE_{name}" for name in functions),
+        *(f"DEFINE_{definitions.get(name, name)}" for name in functions),
     ]
     return sample_patch.build(program(), "\n".join(lines) + "\n", list(functions), flags=_FLAGS)
 
@@ -65,12 +72,25 @@ class Trees:
         """What clones and threads begotten by that thread's scripts run."""
         self._done(f"child {thread} {script}")
 
+    def signal(self, thread: int, script: str) -> None:
+        """Interrupt the thread by a signal whose handler runs ``script`` on the same stack."""
+        self._done(f"signal {thread} {script}")
+
+    def handler(self, thread: int, script: str) -> None:
+        """What the thread's handlers of SIGUSR1 run."""
+        self._done(f"handler {thread} {script}")
+
     def go(self, thread: int) -> None:
         """Wake the thread, or its child, that waits in p, P or q."""
         self._done(f"go {thread}")
 
     def tid(self, thread: int) -> int:
-        return int(self.running.ask(f"state {thread}").split()[2])
+        return int(self._state(thread)[2])
+
+    def _state(self, thread: int) -> list[str]:
+        answer = self.running.ask(f"state {thread}").split()
+        assert len(answer) == 3, f"the program ended: {self.running.process.poll()}"
+        return answer
 
     def trace(self, thread: int) -> list[str]:
         """The functions that it entered since the last call, with their versions."""
@@ -85,7 +105,7 @@ class Trees:
 
     def _until(self, condition: str, holds: Any, thread: int, timeout: float = 30.0) -> None:
         deadline = time.monotonic() + timeout
-        while not holds(self.running.ask(f"state {thread}").split()):
+        while not holds(self._state(thread)):
             assert time.monotonic() < deadline, f"thread {thread} is not {condition}"
             time.sleep(0.002)
 
@@ -96,10 +116,25 @@ class Trees:
     def until_blocked(self, thread: int, times: int = 1) -> None:
         """Wait until it reached p, P or q so many times since the start, and sleeps there."""
         self._until("blocked", lambda state: int(state[1]) >= times, thread)
+        self._until_asleep(thread)
+
+    def _until_asleep(self, thread: int) -> None:
         tid = self.tid(thread)
         deadline = time.monotonic() + 30.0
         while self.running.states().get(tid) != "S":
             assert time.monotonic() < deadline, f"thread {thread} does not sleep"
+            time.sleep(0.002)
+
+    def until_child_blocked(self, times: int = 1) -> None:
+        """Wait until forks, clones and begotten threads reached p so many times, and one sleeps."""
+        deadline = time.monotonic() + 30.0
+        while True:
+            report = self.report()
+            if report["children_blocked"] >= times:
+                stat = Path(f"/proc/{report['last_child']}/stat").read_text()
+                if stat.rpartition(")")[2].split()[0] == "S":
+                    return
+            assert time.monotonic() < deadline, report
             time.sleep(0.002)
 
     def until_children_ended(self, number: int) -> None:

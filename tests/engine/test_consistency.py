@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""No call tree of a thread ever has code of two versions, and no thread goes backward.
+
+The program (programs/proof_trees.c) detects both by construction. First the detector itself is
+judged, then random trees run by the million under everything that can come in between, then each
+rule has a scenario of its own in which a mixture would be certain without it.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from proof import call_trees
+from proof.call_trees import Trees
+from proof.patching import Patching
+
+ROUNDS = int(os.environ.get("WFPATCH_CONSISTENCY_ROUNDS", "12"))
+CALLS = int(os.environ.get("WFPATCH_CONSISTENCY_CALLS", "2000000"))
+
+
+@pytest.fixture
+def world(start, tmp_path):
+    """world(random threads, scripted threads, functions) -> (trees, patching)."""
+
+    def make(random_threads, scripted_threads, functions, *flags):
+        program = call_trees.program(*flags)
+        running = start(program, random_threads, scripted_threads, functions)
+        return Trees(running), Patching(tmp_path / "patching", running.pid)
+
+    return make
+
+
+# The judge is judged
+
+
+def test_detector_sees_a_mixture_in_a_frame(world):
+    trees, _ = world(0, 1, "fg", "-DMIXED")
+    trees.run(0, "fpg.k")
+    trees.until_blocked(0)
+    trees.set("swap", "g 2")
+    trees.go(0)
+    trees.until_idle(0)
+    report = trees.report()
+    assert trees.trace(0) == ["f1", "g2", "k1"]
+    assert report["mixed"] == 1
+    assert report["first"] == {"id": "g", "handler": 0, "seen": 1, "caller": 1, "version": 2}
+
+
+def test_detector_sees_a_mixture_behind_a_tail_jump(world):
+    trees, _ = world(0, 1, "fg", "-DMIXED")
+    trees.run(0, "fpt")
+    trees.until_blocked(0)
+    trees.set("swap", "g 2")
+    trees.go(0)
+    trees.until_idle(0)
+    assert trees.trace(0) == ["f1", "g2"]
+    assert trees.report()["mixed"] == 1
+
+
+def test_detector_sees_a_mixture_in_a_signal_handler(world):
+    trees, _ = world(0, 1, "fg", "-DMIXED")
+    trees.run(0, "fP")
+    trees.until_blocked(0)
+    trees.set("swap", "g 2")
+    trees.running.ask("signal 0 g")
+    trees.go(0)
+    trees.until_idle(0)
+    assert trees.report()["mixed"] == 1
+
+
+def test_detector_sees_a_thread_go_backward(world):
+    trees, _ = world(0, 1, "fg", "-DMIXED")
+    trees.set("expect", 2)
+    for version in (2, 1):
+        trees.set("swap", f"f {version}")
+        trees.run(0, "f")
+        trees.until_idle(0)
+    report = trees.report()
+    assert (report["mixed"], report["backward"]) == (0, 1)
+
+
+def test_detector_sees_random_mixtures(world):
+    trees, _ = world(3, 0, "fgk", "-DMIXED")
+    trees.set("expect", 2)
+    for name in "fgk":
+        trees.set("swap", f"{name} 2")
+        trees.until_called(2, 20000)
+    assert trees.report()["mixed"] > 0
+
+
+# Random trees
+
+
+def _disturb(trees):
+    trees.set("storm", 200)
+    trees.set("births", 3)
+    trees.set("forks", 1)
+
+
+@pytest.mark.parametrize("policy", ["auto", "global"])
+@pytest.mark.parametrize("functions", call_trees.SETS)
+def test_random_trees(world, functions, policy):
+    """Patch and revert in a loop: each thread changes its version once in each transition."""
+    trees, patching = world(4, 0, functions)
+    _disturb(trees)
+    patching.add("fix", call_trees.patch(2, functions), timeouts={"transition": 60})
+    for _ in range(ROUNDS):
+        trees.set("expect", 2)
+        patching.patched("fix", policy=policy)
+        trees.until_called(2, CALLS // ROUNDS // 8)
+        trees.set("expect", 1)
+        patching.reverted("fix")
+        trees.until_called(1, CALLS // ROUNDS // 8)
+    report = trees.assert_consistent()
+    # 1 is the first tree of all: whoever changes in between has gone there and back.
+    assert report["switches"] == [2 * ROUNDS + 1, 2 * ROUNDS + 1]
+    assert report["children"] > 0 and report["signals"] > 0 and report["born"] > 0
+
+
+def test_patches_upon_patches(world):
+    """Versions 2 to 9 of the same functions, each a patch upon the last, then all taken back."""
+    trees, patching = world(4, 0, "fgkr")
+    _disturb(trees)
+    last = 9
+    for version in range(2, last + 1):
+        patching.add(
+            f"fix-{version}",
+            call_trees.patch(version, "fgkr"),
+            requires=[f"fix-{version - 1}"] if version > 2 else [],
+        )
+    for version in range(2, last + 1):
+        trees.set("expect", version)
+        patching.patched(f"fix-{version}")
+        trees.until_called(version, 20000)
+    for version in range(last, 1, -1):
+        trees.set("expect", version - 1)
+        patching.reverted(f"fix-{version}")
+        trees.until_called(version - 1, 20000)
+    report = trees.assert_consistent()
+    assert report["switches"] == [2 * last - 1, 2 * last - 1]

@@ -1,0 +1,518 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Each rule of the mechanism: a scenario that stays consistent, and mixes without the rule.
+
+A scenario puts a thread into the one situation for which the rule was made; it runs once as the
+engine is and once for each fault, which switches the rule off in this process (proof/faults.py).
+
+rule (docs/mechanism.md)                              scenario             fault
+----------------------------------------------------  -------------------  -------------------------
+no frame of old code on the stack                     frame                no_old_code
+row 0 changes only after observation                  frame                no_observation
+the old function's .cold part counts                  cold                 no_cold_pieces
+the end of a body that ends in a call counts          ends_in_call         no_end_after_call
+the old continuation counts                           continuation         no_continuation
+a tail jump from old code holds the thread            tail_jump            no_tail_rule
+rsp is on the thread's own stack: heap, mmap          heap_stack           any_stack_up_to_tcb
+... the main thread's stack does not end at %fs:0     main_thread          any_stack_up_to_tcb
+... an alternate stack within the thread's            stack_within_stack   alternate_stack_ignored
+... one that sigaltstack(2) does not tell of          disarming_stack      handlers_migrate
+the scan's cap declines                               deep_stack           scan_up_to_cap_only
+"behind a call" clears nothing in the scan            signal_frame         only_words_behind_calls
+stub text and jumped-to entries count                 test_signal_at_...   no_pending_text
+tail edges of all patches and of new code count       test_tail_edge_...   (tail_jump's)
+only a complete unwinding clears a word               test_unwinding_...   (fault: any clearing)
+who declines goes to the held row                     declined_after_seen  no_held_row
+tasks are all that share the memory: vfork            vfork                listed_threads_only
+... CLONE_VM                                          clone_vm             listed_threads_only
+tasks born meanwhile are observed                     born_meanwhile       nobody_is_born
+the slots open when every function is armed           armed_in_part        only_first_function_armed
+the order of the stores                               test_every_store     target_row_last
+a row is reused after every GS base was read          reused_row           rows_reused_unseen
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from proof import call_trees, faults
+from proof.call_trees import Trees
+from proof.patching import Patching, between_sweeps, told
+from proof.stepping import Stepper, send_signal
+from wfpatch.live_region import LiveRegion
+
+
+@dataclass
+class World:
+    """A program with scripted threads only, and the patches for it."""
+
+    trees: Trees
+    patching: Patching
+    monkeypatch: Any
+
+    def begin(self, functions: str, version: int = 2, **definitions: str) -> None:
+        """Apply a version; threads in old code may keep it open."""
+        name = f"fix-{version}"
+        self.patching.add(name, call_trees.patch(version, functions, **definitions))
+        self.trees.set("expect", version)
+        self.patching.apply(name, timeout=1)
+
+    def wake(self, thread: int = 0) -> None:
+        """Let the thread go on to the end of its script, if it still can."""
+        self.trees.go(thread)
+        self.trees.until_idle(thread)
+
+    def verdict(self) -> str:
+        """consistent, mixed, or died."""
+        deadline = time.monotonic() + 0.2
+        while self.trees.running.alive() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        if not self.trees.running.alive():
+            return "died"
+        report = self.trees.report()
+        return "mixed" if report["mixed"] or report["backward"] else "consistent"
+
+
+def frame(world: World) -> list[str]:
+    world.trees.run(0, "fpg.k")
+    world.trees.until_blocked(0)
+    world.begin("fgk")
+    world.wake()
+    return world.trees.trace(0)
+
+
+def cold(world: World) -> list[str]:
+    world.trees.run(0, "fq")
+    world.trees.until_blocked(0)
+    world.begin("fgk")
+    world.wake()
+    return world.trees.trace(0)
+
+
+def ends_in_call(world: World) -> list[str]:
+    world.trees.run(0, "epg")
+    world.trees.until_blocked(0)
+    world.begin("ge")
+    world.wake()
+    return world.trees.trace(0)
+
+
+def continuation(world: World) -> list[str]:
+    """d as shipped begins with a call: once armed, that call is made from the continuation."""
+    world.begin("gd")
+    world.trees.set("expect", 1)
+    world.patching.reverted("fix-2")
+    world.trees.run(0, "dpg")
+    world.trees.until_blocked(0)
+    world.begin("gd", 3)
+    world.wake()
+    return world.trees.trace(0)
+
+
+def tail_jump(world: World) -> list[str]:
+    world.trees.run(0, "fpt")
+    world.trees.until_blocked(0)
+    world.begin("fgk")
+    world.wake()
+    return world.trees.trace(0)
+
+
+def heap_stack(world: World) -> list[str]:
+    """Thread 0's alternate stack is in the heap."""
+    world.trees.run(0, "fpag")
+    world.trees.until_blocked(0)
+    world.begin("fgk")
+    world.wake()
+    return world.trees.trace(0)
+
+
+def main_thread(world: World) -> list[str]:
+    trees = world.trees
+    trees.running.say("main fpg")  # its pipe is the standard input
+    deadline = time.monotonic() + 30
+    while not _reads_input(trees.pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    world.patching.add("fix-2", call_trees.patch(2, "fgk"))
+    world.patching.apply("fix-2", timeout=1)
+    trees.running.process.stdin.write(b"x")
+    trees.running.process.stdin.flush()
+    return trees.running.line().split()
+
+
+def _reads_input(pid: int) -> bool:
+    """Whether the main thread sleeps in read(0, byte, 1)."""
+    with open(f"/proc/{pid}/syscall", encoding="ascii") as file:
+        fields = file.read().split()
+    return fields[0] == "0" and fields[1] == "0x0" and fields[3] == "0x1"
+
+
+def stack_within_stack(world: World) -> list[str]:
+    """Thread 1's alternate stack is in its own stack, above its frames."""
+    world.trees.run(1, "fpag")
+    world.trees.until_blocked(1)
+    world.begin("fgk")
+    world.wake(1)
+    return world.trees.trace(1)
+
+
+def disarming_stack(world: World) -> list[str]:
+    """Thread 2's alternate stack is there too, and sigaltstack(2) does not tell of it."""
+    world.trees.run(2, "fpag")
+    world.trees.until_blocked(2)
+    world.begin("fgk")
+    world.wake(2)
+    return world.trees.trace(2)
+
+
+def deep_stack(world: World) -> list[str]:
+    world.trees.run(0, "fbpg")
+    world.trees.until_blocked(0)
+    world.begin("fgk")
+    world.wake()
+    return world.trees.trace(0)
+
+
+def signal_frame(world: World) -> list[str]:
+    """The only word of old code is the rip that a signal interrupted."""
+    trees = world.trees
+    trees.run(0, "fjP")
+    trees.until_blocked(0)
+    world.begin("fgk")
+    trees.signal(0, "g")
+    world.wake()
+    return trees.trace(0)
+
+
+def declined_after_seen(world: World) -> list[str]:
+    """Thread 0 is seen quiescent, then declines, and is in old code when row 0 is finished."""
+    trees = world.trees
+
+    def decline() -> None:
+        trees.run(0, "zfpg.k")
+        trees.until_blocked(0)
+        trees.go(1)
+        trees.until_idle(1)
+
+    trees.run(1, "fp")
+    trees.until_blocked(1)
+    between_sweeps(world.monkeypatch, [decline])
+    world.begin("fgk")
+    world.wake()
+    return trees.trace(0)
+
+
+def vfork(world: World) -> list[str]:
+    """Only vfork's child is in old code, on its parent's stack beneath the parent's frames."""
+    world.patching.add("fix-2", call_trees.patch(2, "fgk"))
+    world.patching.apply("fix-2", until="arm")  # vfork's parent cannot be stopped for that
+    world.trees.run(0, "2fpg.")
+    world.trees.until_child_blocked()
+    world.begin("fgk")
+    world.wake()
+    return world.trees.trace(0)
+
+
+def clone_vm(world: World) -> list[str]:
+    trees = world.trees
+    trees.child(0, "pg")
+    trees.run(0, "f3.")
+    trees.until_idle(0)
+    trees.until_child_blocked()
+    world.begin("fgk")
+    trees.go(0)
+    trees.until_children_ended(1)
+    return trees.trace(0)
+
+
+def born_meanwhile(world: World) -> list[str]:
+    """The thread that was in old code makes another there before it leaves."""
+    trees = world.trees
+
+    def bear() -> None:
+        trees.go(0)
+        trees.until_idle(0)
+        trees.until_child_blocked()
+
+    trees.child(0, "pg")
+    trees.run(0, "fp5.")
+    trees.until_blocked(0)
+    between_sweeps(world.monkeypatch, [bear])
+    world.begin("fgk")
+    trees.go(0)
+    trees.until_children_ended(1)
+    return trees.trace(0)
+
+
+def armed_in_part(world: World) -> list[str]:
+    world.begin("fgk")
+    world.trees.run(0, "fg.k")
+    world.trees.until_idle(0)
+    return world.trees.trace(0)
+
+
+def reused_row(world: World) -> list[str]:
+    """Thread 0 is in new code, in the row of a generation, when that generation is left."""
+    trees = world.trees
+    world.monkeypatch.setattr("wfpatch.rows.ROWS_NEEDED", 7)
+    trees.run(1, "fp")
+    trees.until_blocked(1)
+    world.begin("fgk")
+    trees.run(0, "fpg")
+    trees.until_blocked(0)
+    trees.go(1)
+    trees.until_idle(1)
+    world.patching.patched("fix-2")
+    trees.set("expect", 1)
+    world.patching.revert("fix-2", timeout=1)
+    world.wake()
+    return trees.trace(0)
+
+
+Scenario = Callable[[World], list[str]]
+#: scenario, what must be seen, the faults that it must notice
+SCENARIOS: tuple[tuple[Scenario, str, tuple[faults.Fault, ...]], ...] = (
+    (frame, "f1 g1 k1", (faults.no_old_code, faults.no_observation)),
+    (cold, "f1 g1", (faults.no_cold_pieces,)),
+    (ends_in_call, "e1 g1", (faults.no_end_after_call,)),
+    (continuation, "d1 g1", (faults.no_continuation,)),
+    (tail_jump, "f1 g1", (faults.no_tail_rule,)),
+    (heap_stack, "f1 g1", (faults.any_stack_up_to_tcb,)),
+    (main_thread, "f1 g1", (faults.any_stack_up_to_tcb,)),
+    (stack_within_stack, "f1 g1", (faults.alternate_stack_ignored,)),
+    (disarming_stack, "f1 g1", (faults.handlers_migrate,)),
+    (deep_stack, "f1 g1", (faults.scan_up_to_cap_only,)),
+    (signal_frame, "f1 g1", (faults.only_words_behind_calls,)),
+    (declined_after_seen, "f1 g1 k1", (faults.no_held_row,)),
+    (vfork, "f1 g1", (faults.listed_threads_only,)),
+    (clone_vm, "f1 g1", (faults.listed_threads_only,)),
+    (born_meanwhile, "f1 g1", (faults.nobody_is_born,)),
+    (armed_in_part, "f2 g2 k2", (faults.only_first_function_armed,)),
+    (reused_row, "f2 g2", (faults.rows_reused_unseen,)),
+)
+WITH_FAULT = [(scenario, fault) for scenario, _, known in SCENARIOS for fault in known]
+
+
+@pytest.fixture
+def world(start, tmp_path, monkeypatch):
+    running = start(call_trees.program(), 0, 4, "fgk")
+    return World(Trees(running), Patching(tmp_path, running.pid), monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("scenario", "expected"),
+    [(scenario, expected) for scenario, expected, _ in SCENARIOS],
+    ids=[scenario.__name__ for scenario, _, _ in SCENARIOS],
+)
+def test_rule_holds(world, scenario, expected):
+    trace = scenario(world)
+    assert world.verdict() == "consistent", (trace, world.trees.report())
+    assert trace == expected.split()
+
+
+@pytest.mark.parametrize(
+    ("scenario", "fault"),
+    WITH_FAULT,
+    ids=[f"{scenario.__name__}-{fault.__name__}" for scenario, fault in WITH_FAULT],
+)
+def test_mixed_without_rule(world, scenario, fault):
+    fault(world.monkeypatch)
+    try:
+        scenario(world)
+    except (AssertionError, BrokenPipeError, ValueError):
+        # the program may be dead, or no longer where the scenario wants it: the verdict tells
+        pass
+    world.monkeypatch.undo()
+    assert world.verdict() in ("mixed", "died")
+
+
+# Rules with tests of another shape
+
+
+def test_tail_edge_found_by_a_later_patch(start, tmp_path):
+    """A first patch replaces g alone; the second one f as well, which as shipped jumps to g.
+
+    f is version 1 and g version 2 until then, so only g's version tells; f has to stay with g 2.
+    """
+    running = start(call_trees.program(), 0, 1, "g")
+    trees, patching = Trees(running), Patching(tmp_path, running.pid)
+    patching.add("fix-2", call_trees.patch(2, "g"))
+    patching.add("fix-3", call_trees.patch(3, "fg"))
+    patching.patched("fix-2")
+    trees.run(0, "fpt")
+    trees.until_blocked(0)
+    report = patching.apply("fix-3", timeout=1)
+    assert report.state == "partial", told(report)
+    trees.go(0)
+    trees.until_idle(0)
+    assert trees.trace(0) == ["f1", "g2"]
+    patching.patched("fix-3")
+
+
+def test_tail_edge_of_new_code(world):
+    """k as shipped leaves by no jump, its next version does: that counts on the way back."""
+    trees, patching = world.trees, world.patching
+    patching.add("fix-2", call_trees.patch(2, "gk", k="k_WITH_TAIL"))
+    trees.set("expect", 2)
+    patching.patched("fix-2")
+    trees.run(0, "kpt")
+    trees.until_blocked(0)
+    trees.set("expect", 1)
+    assert patching.revert("fix-2", timeout=1).state != "vulnerable"
+    trees.go(0)
+    trees.until_idle(0)
+    assert trees.trace(0) == ["k2", "g2"]
+    trees.assert_consistent()
+    patching.reverted("fix-2")
+
+
+def test_unwinding_stops_where_no_table_is(world):
+    """Frames beyond code without unwind information may be old: the thread stays a straggler."""
+    trees = world.trees
+    trees.run(0, "fupg")
+    trees.until_blocked(0)
+    world.patching.add("fix-2", call_trees.patch(2, "fgk"))
+    trees.set("expect", 2)
+    report = world.patching.apply("fix-2", timeout=2)
+    assert report.state == "partial", told(report)
+    assert [(s.tid, s.function) for s in report.threads.stragglers] == [(trees.tid(0), "f")]
+    world.wake()
+    assert trees.trace(0) == ["f1", "g1"]
+    world.patching.patched("fix-2")
+
+
+def test_stale_words_are_cleared_by_unwinding(world):
+    """A thread asleep with words of old code on its stack, but no frame, is no straggler."""
+    trees = world.trees
+    trees.run(0, "zpfg")
+    trees.until_blocked(0)
+    world.patching.add("fix-2", call_trees.patch(2, "fgk"))
+    trees.set("expect", 2)
+    report = world.patching.patched("fix-2", timeout=10)
+    assert report.threads.stragglers == ()
+    world.wake()
+    assert trees.trace(0) == ["f2", "g2"]
+    trees.assert_consistent()
+
+
+def _stub_journey(world: World, scripts: list[str], handler: str) -> None:
+    """Open a transition with all threads waiting in their scripts; then let each go on, and
+    interrupt the n-th by a signal before the n-th instruction from the armed entry on.
+
+    A script ends in what leads to the entry: t, a jump to g, or k, a call of k.
+    """
+    trees, pid = world.trees, world.trees.pid
+    for thread, script in enumerate(scripts):
+        trees.run(thread, script)
+        trees.until_blocked(thread)
+        trees.handler(thread, handler)
+    world.begin("fgk")
+    entries = _entries(pid)
+    for thread, script in enumerate(scripts):
+        with Stepper(trees.tid(thread)) as stepper:
+            entry = entries["g" if "t" in script else "k"]
+            trees.go(thread)
+            stepper.run_to(entry)
+            for _ in range(thread):
+                stepper.step()
+            send_signal(pid, trees.tid(thread), signal.SIGUSR1)
+        trees.until_idle(thread)
+
+
+def _entries(pid: int) -> dict[str, int]:
+    """Run-time addresses of the functions."""
+    from elftools.elf.elffile import ELFFile
+
+    with open(call_trees.program(), "rb") as file:
+        symbols = ELFFile(file).get_section_by_name(".symtab").iter_symbols()
+        offsets = {symbol.name: symbol["st_value"] for symbol in symbols}
+    with open(f"/proc/{pid}/maps", encoding="ascii") as file:
+        own = next(line for line in file if str(call_trees.program()) in line)
+    base = int(own.split("-")[0], 16)
+    return {name: base + offsets[name] for name in "fgk"}
+
+
+#: More than the instructions from an armed entry through the stub to the code behind it.
+JOURNEY = 150
+
+
+@pytest.fixture
+def crowd(start, tmp_path, monkeypatch):
+    running = start(call_trees.program(), 0, JOURNEY + 1, "fgk")
+    return World(Trees(running), Patching(tmp_path, running.pid), monkeypatch)
+
+
+def test_signal_at_every_instruction_of_a_jump(crowd):
+    """Old f has jumped to g; wherever on the way the handler comes, it must not move the thread."""
+    _stub_journey(crowd, ["fpjt"] * JOURNEY, "k")
+    assert crowd.verdict() == "consistent", crowd.trees.report()
+    for thread in range(JOURNEY):
+        # a handler that came while g noted its step down may have lost its own note
+        trace = crowd.trees.trace(thread)
+        assert trace[0] == "f1" and "g1" in trace and {"f2", "g2"}.isdisjoint(trace), trace
+
+
+def test_signal_at_every_instruction_of_a_jump_without_rule(crowd):
+    faults.handlers_migrate(crowd.monkeypatch)
+    faults.no_pending_text(crowd.monkeypatch)
+    _stub_journey(crowd, ["fpjt"] * 60, "k")
+    assert crowd.verdict() == "mixed"
+
+
+def test_signal_at_every_instruction_of_a_call(crowd):
+    """A thread without old frames calls k; the handler calls it too."""
+    keeps_open = JOURNEY
+    crowd.trees.run(keeps_open, "fp")
+    crowd.trees.until_blocked(keeps_open)
+    _stub_journey(crowd, ["pk"] * JOURNEY, "k.g")
+    assert crowd.verdict() == "consistent", crowd.trees.report()
+    for thread in range(JOURNEY):
+        # the handler may have come before k's own decision, or after: all of one version
+        trace = crowd.trees.trace(thread)
+        assert trace and {step[0] for step in trace} <= {"k", "g"}, (thread, trace)
+
+
+def _between_stores(world: World, script: str) -> None:
+    """Have thread 0 run a script after every single store that the engine makes in its tables."""
+    original = LiveRegion.carry_out
+
+    def carry_out(self: LiveRegion, steps: Any) -> None:
+        def watched() -> Any:
+            for step in steps:
+                yield step
+                world.trees.run(0, script)
+                world.trees.until_idle(0)
+
+        original(self, watched())
+
+    world.monkeypatch.setattr(LiveRegion, "carry_out", carry_out)
+
+
+def _there_and_back(world: World) -> None:
+    world.patching.add("fix-2", call_trees.patch(2, "fgk"))
+    for _ in range(2):
+        world.trees.set("expect", 2)
+        world.patching.apply("fix-2", timeout=2)
+        world.trees.set("expect", 1)
+        world.patching.revert("fix-2", timeout=2)
+
+
+def test_every_store(world):
+    """Whatever has been stored so far, a thread that comes by finds one version."""
+    _between_stores(world, "fg.k.hg.Ft")
+    _there_and_back(world)
+    assert world.verdict() == "consistent", world.trees.report()
+
+
+def test_every_store_in_the_wrong_order(world):
+    _between_stores(world, "fg.k.hg.Ft")
+    faults.target_row_last(world.monkeypatch)
+    try:
+        _there_and_back(world)
+    except (AssertionError, BrokenPipeError):
+        pass
+    assert world.verdict() in ("mixed", "died")
