@@ -15,6 +15,7 @@ import os
 from typing import Any
 
 from wfpatch.backend.steps import step
+from wfpatch.errors import Failed
 from wfpatch.libc import C
 
 PEEKDATA = 2
@@ -108,10 +109,19 @@ class _PeekSiginfo(ctypes.Structure):
     _fields_ = [("offset", ctypes.c_uint64), ("flags", ctypes.c_uint32), ("number", ctypes.c_int32)]
 
 
+class TaskGone(Failed):
+    """A request found no task stopped for us: it has ended, or was killed while it was stopped."""
+
+    def __init__(self, tid: int) -> None:
+        super().__init__("thread_gone", f"thread {tid} has ended", tid=tid)
+
+
 def _request(name: str, request: int, tid: int, address: Any, data: Any) -> int:
     result = int(step(f"ptrace {name}", _ptrace, request, tid, address, data))
     if result == -1:
         number = ctypes.get_errno()
+        if number == errno.ESRCH:
+            raise TaskGone(tid)
         raise OSError(number, f"ptrace {name} of task {tid}: {os.strerror(number)}")
     return result
 
@@ -160,6 +170,8 @@ def peek_word(tid: int, address: int) -> int:
     ctypes.set_errno(0)
     result = int(step("ptrace PEEKDATA", _ptrace, PEEKDATA, tid, address, ctypes.addressof(word)))
     if result == -1 and ctypes.get_errno():
+        if ctypes.get_errno() == errno.ESRCH:
+            raise TaskGone(tid)
         raise OSError(ctypes.get_errno(), f"ptrace PEEKDATA of task {tid} at {address:#x}")
     return result & 0xFFFFFFFFFFFFFFFF
 

@@ -20,7 +20,7 @@ from contextlib import suppress
 from types import FrameType, TracebackType
 
 from wfpatch.backend import ptrace_requests
-from wfpatch.backend.ptrace_requests import UserRegisters
+from wfpatch.backend.ptrace_requests import TaskGone, UserRegisters
 from wfpatch.errors import Failed, WfpatchError
 from wfpatch.memory import ProcessMemory
 from wfpatch.syscalls import (
@@ -38,6 +38,7 @@ _ENDS = frozenset({os.CLD_EXITED, os.CLD_KILLED, os.CLD_DUMPED})
 _CHILD = frozenset({signal.SIGCHLD})
 _SEIZES = 3
 _REAP_AFTER = 0.02
+_REMIND_AFTER = 0.1
 _SLICE_NS = 2_000_000  # a wake-up may get lost to another thread of ours: look again this often
 
 RESTART_BLOCK = -516  # include/linux/errno.h: ERESTART_RESTARTBLOCK
@@ -174,7 +175,7 @@ class Tracee:
 
     def _why_not(self, error: OSError) -> WfpatchError:
         stat = read_stat(self.tgid, self.tid)
-        if error.errno == errno.ESRCH or stat is None or not stat.runs_user_code:
+        if stat is None or not stat.runs_user_code:
             return self.gone()
         status = read_status(self.tgid, self.tid)
         tracer = int(status["TracerPid"]) if status else 0
@@ -183,6 +184,14 @@ class Tracee:
                 "thread_unstoppable",
                 f"thread {self.tid} of process {self.tgid} has not answered an earlier request to"
                 " stop yet; try again later",
+                pid=self.tgid,
+                tid=self.tid,
+            )
+        if _is_ours(tracer):
+            # Seized under another id, by which nobody is known any more.
+            return Failed(
+                "target_changed",
+                f"process {self.tgid} is executing another program",
                 pid=self.tgid,
                 tid=self.tid,
             )
@@ -218,10 +227,10 @@ class Tracee:
             self.interrupted_at = time.perf_counter_ns()
         try:
             ptrace_requests.interrupt(self.tid)
-        except OSError as error:
-            if error.errno != errno.ESRCH:
-                raise
-            # It may be a zombie that nobody has reaped: the wait will tell.
+        except TaskGone:
+            # No tracee of ours has this id: it was reaped, or another thread executed a program
+            # and took the id over.
+            self.ended = self.vanished = True
 
     def poll(self) -> bool:
         """Take what the task has reported: whether it stopped. Raises Failed("thread_gone")."""
@@ -247,7 +256,8 @@ class Tracee:
             else:
                 # On its way to a signal handler: pass the signal on; the stop asked for comes right
                 # after, before the handler's first instruction.
-                ptrace_requests.cont(self.tid, 0 if event else number)
+                with suppress(TaskGone):
+                    ptrace_requests.cont(self.tid, 0 if event else number)
         return True
 
     def reap(self) -> None:
@@ -352,9 +362,7 @@ class Tracee:
         """PTRACE_DETACH; a task that was killed meanwhile is reaped."""
         try:
             ptrace_requests.detach(self.tid)
-        except OSError as error:
-            if error.errno != errno.ESRCH:
-                raise
+        except TaskGone:
             self.stopped = False
             self.overdue.add(self)
             return
@@ -386,7 +394,10 @@ class Tracee:
 def traced_by_us(tgid: int, tid: int) -> bool:
     """Whether a thread of this process is the task's tracer."""
     status = read_status(tgid, tid)
-    tracer = int(status["TracerPid"]) if status else 0
+    return status is not None and _is_ours(int(status["TracerPid"]))
+
+
+def _is_ours(tracer: int) -> bool:
     return tracer != 0 and os.path.exists(f"/proc/self/task/{tracer}")
 
 
@@ -412,6 +423,7 @@ class OverdueTracees:
             if not self._installed and threading.current_thread() is threading.main_thread():
                 self._previous = signal.signal(signal.SIGCHLD, self._on_child)
                 self._installed = True
+                threading.Thread(target=self._remind, daemon=True).start()
             self.settle()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
@@ -424,6 +436,14 @@ class OverdueTracees:
         tgid = tracee.tgid
         if tracee.vanished and tracee.tid != tgid and tgid not in self and traced_by_us(tgid, tgid):
             self.add(Tracee(tgid, tgid, tracee.memory, self, tracee.interrupted))
+
+    def _remind(self) -> None:
+        # A thread that executes a program may forget that it was asked to stop (seen on 6.18): it
+        # then never reports, and has to be asked again.
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        while self._installed:
+            time.sleep(_REMIND_AFTER)
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGCHLD)
 
     def _on_child(self, number: int, frame: FrameType | None) -> None:
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, _CHILD)
