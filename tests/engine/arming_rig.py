@@ -158,6 +158,7 @@ class ArmingRig:
             stub=self.region.stub(kind),
             hold_length=hold.length if hold else None,
             successor=successor(hold, lambda address: address) if hold else None,
+            cell=self.region.dispatch_cell(0, kind),
         )
         assert len(plain.entry) >= BYTES_NEEDED
         return replace(plain, **changes)
@@ -173,14 +174,15 @@ class ArmingRig:
                 impossible = set(error.result["functions"])
                 sites = [site for site in sites if site.name not in impossible]
 
-    def open_slots(self, plan: ArmingPlan) -> None:
-        """Each slot leads to the continuation that its way of arming asks for."""
+    def open_slots(self, plan: ArmingPlan, shortest: bool = False) -> None:
+        """Each slot leads to the continuation that its way of arming asks for; ``shortest`` is one
+        that stands for the first instruction only, which must work as well."""
         for entry in plan.entries:
             kind = entry.slot
             template = self.template(kind)
-            if entry.displaced != template.length:
+            if entry.displaced != template.length and not (shortest and entry.way != "hold"):
                 template = self.hold_template(kind)
-            assert template.length == entry.displaced
+            assert template.length == entry.displaced or shortest
             size = len(template.code) + 5
             code = continuation(template, self.cursor, entry.address, lambda address: address)
             assert len(code) <= size

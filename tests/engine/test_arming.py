@@ -92,6 +92,30 @@ def test_one_byte_where_the_landing_is_free(tmp_path):
     assert decoded(write.after, landing, tmp_path) == [(landing, f"jmp {one.stub:#x}")]
 
 
+def test_a_landing_goes_through_the_table_at_once_where_it_can(tmp_path):
+    near = site(address=TEXT + 0x1000, rel32=0x2000_0000, cell=STUB - 0x8000)
+    made = plan(near)
+    entry = only(made)
+    assert decoded(entry.landing_code, entry.landing, tmp_path) == [
+        (entry.landing, f"jmp *%gs:{near.cell:#x}(%rip)")
+    ]
+    # Where another landing begins five bytes on, the stub's is short enough.
+    beside = site(address=TEXT + 0x1100, rel32=0x2000_0000 - 0x100 - 5, cell=near.cell)
+    made = plan(near, beside)
+    assert [len(entry.landing_code) for entry in made.entries] == [7, 5]
+    # Out of the table's reach, the way of the stub is as far; it is 14 bytes then.
+    far = site(rel32=0x7FFF_0000, cell=near.cell)
+    assert len(only(plan(far)).landing_code) == 14
+
+
+def test_a_continuation_stays_clear_of_the_jumps_bytes():
+    """Where whole instructions can be displaced, a punned entry displaces them too."""
+    assert only(plan(site(hold_length=8))).displaced == 8
+    assert only(plan(site())).displaced == 1
+    whole = site(first=b"\xb8" + struct.pack("<i", NEAR), hold_length=5)
+    assert only(plan(whole)).displaced == 5
+
+
 def test_a_landing_out_of_the_stubs_reach_takes_fourteen_bytes():
     # The stub lies 16 MiB below, the landing almost 2 GiB above: farther apart than a rel32.
     entry = only(plan(site(rel32=0x7FFF_0000)))
@@ -247,6 +271,17 @@ def test_a_short_jump_leads_to_one_in_the_padding(tmp_path):
     assert [(swap.start, swap.size) for swap in made.swaps] == [(TEXT, 2 * PAGE)]
 
 
+def test_long_padding_takes_the_jump_through_the_table(tmp_path):
+    one = site(rel32=NEAR, first=b"\x31\xc0", padding=(TEXT + 0x0FF0, 7), cell=STUB - 0x8000)
+    entry = only(plan(one, padding={one.slot: bytes(7)}))
+    jump = entry.writes[0]
+    assert decoded(jump.after, jump.address, tmp_path) == [
+        (jump.address, f"jmp *%gs:{one.cell:#x}(%rip)")
+    ]
+    short = replace(one, padding=(TEXT + 0x0FF0, 6))
+    assert len(only(plan(short, padding={one.slot: bytes(6)})).writes[0].after) == 5
+
+
 def test_padding_out_of_a_short_jumps_reach_is_of_no_use():
     for start in (TEXT + 0x1000 - 200, TEXT + 0x1000 + 140):
         one = site(rel32=NEAR, first=b"\x31\xc0", padding=(start, 8))
@@ -335,7 +370,7 @@ def test_a_second_instruction_is_evicted(tmp_path):
     one = evictable()
     made = plan(one, where=blocked())
     entry = only(made)
-    assert (entry.way, entry.displaced) == ("swap", 1)
+    assert (entry.way, entry.displaced) == ("swap", 8)
     second, first = entry.writes
     assert (first.address, len(first.after)) == (one.address, 1)
     assert (second.address, len(second.after)) == (one.address + 1, 3)
@@ -549,9 +584,10 @@ def test_evicted_instructions_run(rig_of, only_eviction):
     test_busy_threads_notice_nothing(rig_of, ("swap",))
 
 
+@pytest.mark.parametrize("shortest", [True, False])
 @pytest.mark.parametrize("first", ["arm", "disarm"])
-def test_a_thread_may_be_anywhere_when_instructions_are_evicted(rig_of, only_eviction, first):
-    test_a_thread_may_be_anywhere(rig_of, ("swap",), first)
+def test_a_thread_may_be_anywhere_beside_the_evicted(rig_of, only_eviction, first, shortest):
+    test_a_thread_may_be_anywhere(rig_of, ("swap",), first, shortest)
 
 
 def test_every_kind_of_entry_has_a_way_without_a_hold(rig_of):
@@ -617,11 +653,12 @@ class Stepped:
 
 @pytest.mark.parametrize("ways", [("byte", "swap"), ("swap",)])
 @pytest.mark.parametrize("first", ["arm", "disarm"])
-def test_a_thread_may_be_anywhere(rig_of, ways, first):
+@pytest.mark.parametrize("shortest", [True, False])
+def test_a_thread_may_be_anywhere(rig_of, ways, first, shortest):
     """Stopped before each instruction in turn, while its function is armed or disarmed."""
     rig = rig_of(0)
     made = rig.plan([rig.site(kind) for kind in KINDS], ways=frozenset(ways))
-    rig.open_slots(made)
+    rig.open_slots(made, shortest)
     seen: set[int] = set()
     copies: set[int] = set()
     for entry in made.entries:
@@ -648,10 +685,12 @@ def test_a_thread_may_be_anywhere(rig_of, ways, first):
         if first == "disarm":
             rig.disarm(plan_disarming(single.entries, scratch))
         copies.update(entry.evicted[0] for entry in single.entries if entry.evicted[0])
-    if first == "disarm":
-        assert copies <= seen
-    stubs = {rig.region.stub(entry.slot) for entry in made.entries}
-    assert stubs <= seen if first == "disarm" else not stubs & seen
+    ways_in = {entry.landing or rig.region.stub(entry.slot) for entry in made.entries}
+    if first == "arm":
+        assert not ways_in & seen
+    else:
+        assert ways_in <= seen
+        assert copies <= seen or not shortest
 
 
 def test_a_jump_over_several_instructions_kills(rig_of):
