@@ -348,3 +348,16 @@ def test_c_plus_plus_without_exceptions(source_tree):
     source = tree.files["main.cc"]
     result = tree.build({"main.cc": source.replace("x * 5", "x * 7")})
     assert {"_Z6scaledIiET_S0_", "_Z6scaledIlET_S0_"} <= set(result.patch.functions)
+
+
+def test_a_header_that_a_macro_or_an_option_names(source_tree):
+    files = {
+        "by_macro.h": "#define LIMIT 10\n",
+        "by_option.h": "#define STEP 1\n",
+        "one.c": '#define NAME "by_macro.h"\n#include NAME\nint one(int x) { return x + LIMIT; }\n',
+        "two.c": "int two(int x) { return x + STEP; }\n",
+        "main.c": TWO_MAIN,
+    }
+    tree = source_tree(files, flags="-O2 -include by_option.h")
+    assert tree.build({"by_macro.h": "#define LIMIT 20\n"}).patch.functions == ("one",)
+    assert tree.build({"by_option.h": "#define STEP 2\n"}).patch.functions == ("two",)
