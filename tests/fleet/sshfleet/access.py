@@ -75,12 +75,14 @@ def write_inventory(place: pathlib.Path, fleet: FleetState) -> None:
         return "".join(f"        {host.name}:\n" for host in hosts)
 
     lines = "# SPDX-License-Identifier: GPL-3.0-or-later\n---\nall:\n  vars:\n"
-    variables = {
+    variables: dict[str, str | int] = {
         "ansible_user": OPERATOR,
         "ansible_ssh_private_key_file": str(place / "operator_key"),
         "ansible_ssh_common_args": f"-F {shlex.quote(str(place / 'ssh_config'))}",
         # Of its own: another fleet's hosts have the same addresses.
         "ansible_control_path_dir": str(place / "control"),
+        # A hundred hosts on two processors answer late; ssh and sudo get the time.
+        "ansible_timeout": 120,
         "ansible_python_interpreter": "/usr/bin/python3",
     }
     lines += "".join(f"    {name}: {json.dumps(value)}\n" for name, value in variables.items())
