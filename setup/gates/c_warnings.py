@@ -11,7 +11,7 @@ import re
 
 from .gate import Gate, Outcome, Tree, told
 
-FLAGS = ("-std=gnu17", "-O2", "-Wall", "-Wextra", "-Werror", "-c", "-o", "/dev/null")
+FLAGS = ("-std=gnu17", "-O2", "-mfsgsbase", "-Wall", "-Wextra", "-Werror", "-c", "-o", "/dev/null")
 GENERATED = re.compile(r"(?m)^\s*#\s*include\s+[A-Z_]+\s*$")
 
 
