@@ -19,6 +19,8 @@
  *   forbid NUMBER                  a seccomp filter: the system call fails with EPERM
  *   time WHERE SLOT ROW COUNT BYTES  nanoseconds a call with BYTES of stack in use
  */
+// rdgsbase and its kin, whatever the compiler's flags
+#pragma GCC target("fsgsbase")
 #define _GNU_SOURCE
 #include <asm/prctl.h>
 #include <cpuid.h>
