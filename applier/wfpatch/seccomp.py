@@ -192,7 +192,10 @@ class SeccompState:
         if self.mode == 1:
             return ALLOW if call.number in _STRICT_ALLOWED else _STRICT_KILL
         data = _data_of(call, instruction_pointer)
-        worst = min((run_filter(program, data) for program in self.filters), key=_precedence)
+        # Of equal actions the newest filter's counts: it is asked first.
+        worst = min(
+            (run_filter(program, data) for program in reversed(self.filters)), key=_precedence
+        )
         # An action the kernel does not know kills the process.
         name = _ACTIONS.get(worst & _ACTION_MASK, "kill_process")
         return Verdict(name, worst & 0xFFFF if name == "errno" else 0)

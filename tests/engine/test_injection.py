@@ -18,7 +18,6 @@ from wfpatch.sigframe import Gadgets
 from wfpatch.syscalls import (
     NOT_REPORTED,
     PROT_READ,
-    PROT_WRITE,
     mmap_anonymous,
     mprotect,
     mremap_over,

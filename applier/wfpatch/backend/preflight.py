@@ -60,8 +60,18 @@ def require_64bit(pid: int) -> None:
             f"cannot read /proc/{pid}/exe ({error.strerror}); run as root with CAP_SYS_PTRACE",
             pid=pid,
         ) from error
+    require_64bit_header(pid, header)
+
+
+def require_64bit_header(pid: int, header: bytes) -> None:
+    """Refuse by the first 20 bytes of the executable."""
     machine = int.from_bytes(header[18:20], "little")
-    if header[:4] != b"\x7fELF" or header[4] != _ELFCLASS64 or machine != _EM_X86_64:
+    if (
+        len(header) < 20
+        or header[:4] != b"\x7fELF"
+        or header[4] != _ELFCLASS64
+        or machine != _EM_X86_64
+    ):
         raise Refused(
             "not_64bit",
             f"process {pid} is no 64-bit x86-64 process (ELF class {header[4:5].hex()},"

@@ -44,8 +44,16 @@ class _Counter:
         return result
 
 
-_record, _kill_at = os.environ.get("WFPATCH_STEPS"), os.environ.get("WFPATCH_KILL_AT")
-_counter = _Counter(_record, _kill_at) if _record or _kill_at else None
+_counter: _Counter | None = None
+
+
+def configure(record: str | None, kill_at: str | None) -> None:
+    """Begin to count from 1: what the environment asks for at start, and tests of forked children."""
+    global _counter  # noqa: PLW0603 - one process has one count
+    _counter = _Counter(record, kill_at) if record or kill_at else None
+
+
+configure(os.environ.get("WFPATCH_STEPS"), os.environ.get("WFPATCH_KILL_AT"))
 
 
 def step(name: str, function: Callable[..., Result], *arguments: Any) -> Result:
