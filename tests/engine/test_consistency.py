@@ -104,10 +104,11 @@ def test_random_trees(world, functions, policy):
     """Patch and revert in a loop: each thread changes its version once in each transition."""
     trees, patching = world(4, 0, functions)
     _disturb(trees)
-    patching.add("fix", call_trees.patch(2, functions), timeouts={"transition": 60})
+    patch = call_trees.patch(2, functions)
+    patching.add("fix", patch, policy=policy, timeouts={"transition": 60})
     for _ in range(ROUNDS):
         trees.set("expect", 2)
-        patching.patched("fix", policy=policy)
+        patching.patched("fix")
         trees.until_called(2, CALLS // ROUNDS // 8)
         trees.set("expect", 1)
         patching.reverted("fix")

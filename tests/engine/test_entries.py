@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Entries of every kind, armed every way, under callers with live values in every register.
+
+proof/entries.py has the kinds; programs/proof_entries.c the callers, which compare each call with
+one of an unpatched twin: all general registers, flags, x87, xmm to zmm, mask registers, controls.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+
+import pytest
+import wfpatch.plan
+import wfpatch.self_check_stub as stub
+from proof import entries
+from proof.patching import Patching, told
+from wfpatch.machine_code import Listing
+
+ROUNDS = int(os.environ.get("WFPATCH_ENTRY_ROUNDS", "5"))
+OLD, NEW = 1 << 1, 1 << 2
+#: Kinds that a single way cannot arm, by the way (one byte always finds a place here or there).
+SWAPPABLE = [kind.name for kind in entries.KINDS if kind.length >= 5]
+HOLDABLE = [
+    kind.name
+    for kind in entries.KINDS
+    if kind.name.startswith(("push", "nop", "move", "endbr", "sub_rsp", "rip_", "page_end"))
+    and "return" not in kind.name
+]
+ALL = [kind.name for kind in entries.KINDS]
+
+
+class Callers:
+    """A running proof_entries."""
+
+    def __init__(self, running):
+        self.running = running
+
+    def allow(self, versions):
+        """The versions that may be seen from now on."""
+        assert self.running.ask(f"allow {versions}") == "ok"
+
+    def report(self):
+        return json.loads(self.running.ask("report"))
+
+    def assert_right(self):
+        report = self.report()
+        assert report["wrong"] == 0, report["first"]
+        return report
+
+
+@pytest.fixture
+def callers(start, tmp_path):
+    running = start(entries.program(), 3)
+    return Callers(running), Patching(tmp_path, running.pid)
+
+
+def _assert_version(callers, names, version):
+    """From now on all threads see that version of these functions, and nothing wrong."""
+    callers.allow(OLD | NEW)  # answered when every thread is past what it was doing
+    before = callers.assert_right()["seen"]
+    callers.allow(OLD | NEW)
+    after = callers.assert_right()["seen"]
+    for name in names:
+        more = [after[name][v] - before[name][v] for v in (1, 2)]
+        assert more[2 - version] == 0 < more[version - 1], (name, more)
+
+
+def _there_and_back(callers, patching, names, rounds):
+    """Patch and revert in a loop while all threads call; the last report."""
+    callers.allow(OLD | NEW)
+    for _ in range(rounds):
+        report = patching.patched("fix")
+        _assert_version(callers, names, 2)
+        patching.reverted("fix")
+        _assert_version(callers, names, 1)
+    return report
+
+
+# The judge is judged
+
+
+def _clobber(monkeypatch, code, assembly):
+    """Have the thunk do one instruction more, right before it leaves."""
+    lines = list(stub.THUNK.lines)
+    at = next(i for i, line in enumerate(lines) if line.assembly.startswith("jmp *%gs:"))
+    lines[at:at] = Listing(f"  {code}   ; {assembly}").lines
+    edited = object.__new__(Listing)
+    edited.lines = tuple(lines)
+    edited.size = sum(len(line.code) for line in lines)
+    monkeypatch.setattr(stub, "THUNK", edited)
+
+
+@pytest.mark.parametrize(
+    ("code", "assembly", "told_as"),
+    [
+        ("45 31 db", "xor %r11d,%r11d", "r11"),
+        ("f9", "stc", "flags"),
+        ("48 0f 6e fc", "movq %rsp,%xmm7", "xmm"),
+        ("db e3", "fninit", "x87"),
+    ],
+)
+def test_callers_notice_a_clobber(callers, monkeypatch, code, assembly, told_as):
+    program, patching = callers
+    _clobber(monkeypatch, code, assembly)
+    patching.add("fix", entries.patch(2, ["push", "nop3"]))
+    program.allow(OLD | NEW)
+    patching.patched("fix")
+    report = program.report()
+    assert report["wrong"] > 0
+    assert told_as in report["first"]
+
+
+def test_callers_notice_a_wrong_version(callers):
+    program, patching = callers
+    patching.add("fix", entries.patch(2, ["push"]))
+    patching.patched("fix")
+    assert "version" in program.report()["first"]
+
+
+# Every kind
+
+
+@pytest.mark.parametrize("policy", ["auto", "global"])
+def test_all_kinds_together(callers, policy):
+    program, patching = callers
+    patching.add("fix", entries.patch(2, ALL), policy=policy)
+    report = _there_and_back(program, patching, ALL, ROUNDS)
+    assert {function.name for function in report.functions} == {entries.symbol(n) for n in ALL}
+    assert {function.leads_to for function in report.functions} == {"new"}
+    seen = program.report()["seen"]
+    assert all(seen[name][1] and seen[name][2] for name in ALL)
+
+
+@pytest.mark.parametrize("policy", ["auto", "global"])
+@pytest.mark.parametrize(
+    ("way", "names"), [("byte", ALL), ("swap", SWAPPABLE), ("hold", HOLDABLE)], ids=lambda v: str(v)[:5]
+)
+def test_one_way_only(callers, monkeypatch, way, names, policy):
+    """Kinds that could go another way go this one when it is the only one allowed."""
+    program, patching = callers
+    occupied = wfpatch.plan.Occupied
+    monkeypatch.setattr(
+        wfpatch.plan,
+        "Occupied",
+        lambda **fields: dataclasses.replace(occupied(**fields), ways=frozenset({way})),
+    )
+    patching.add("fix", entries.patch(2, names), policy=policy)
+    plan = patching.plan("fix")
+    assert plan.reason is None, told(plan)
+    report = _there_and_back(program, patching, names, ROUNDS)
+    assert {function.arming for function in report.functions} == {way}
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_kind_alone(callers, name):
+    """Each kind as the only function of its patch; a short one without anything to help."""
+    program, patching = callers
+    patching.add("fix", entries.patch(2, [name]))
+    _there_and_back(program, patching, [name], 1)
+
+
+def test_signals_interrupt_the_stub(callers):
+    """The callers' values survive handlers that come at any instruction."""
+    program, patching = callers
+    patching.add("fix", entries.patch(2, ALL))
+    program.running.ask("storm 100")
+    _there_and_back(program, patching, ALL, ROUNDS)
