@@ -14,12 +14,15 @@ from wfpatch_build.sandbox import Sandbox
 @dataclass(frozen=True)
 class BuildTree:
     """``tree`` is the built tree on this machine, ``path`` where the build saw it; ``sandbox`` has
-    the build's root, environment and binds, but no tree at ``path``; ``log`` holds the calls."""
+    the build's root, environment and binds, but no tree at ``path``; ``log`` holds the calls.
+    ``objects`` is a directory in which objects compiled from the unchanged tree are kept, or None.
+    """
 
     tree: Path
     path: str
     sandbox: Sandbox
     log: Path
+    objects: Path | None = None
 
     def with_tree(self, tree: Path) -> Sandbox:
         """The sandbox with ``tree`` (this one or a variant of it) where the build was."""

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from wfpatch_build.build_tree import BuildTree
+from wfpatch_build.cache import key_of
 from wfpatch_build.chroot import LOG_DIRECTORY
 from wfpatch_build.compile_log import ASSEMBLER_SUFFIXES, SOURCE_SUFFIXES
 from wfpatch_build.compiled_object import CompiledObject
@@ -60,6 +61,9 @@ class Compiler:
             raise Refusal(
                 "inline_assembly", f"{unit.source} is assembler source, whose parts have no bounds"
             )
+        kept = self._kept(unit) if tree == self.build.tree else None
+        if kept is not None and kept.is_file():
+            return CompiledObject(kept.read_bytes(), f"{label}:{unit.source}")
         stem = re.sub(r"[^A-Za-z0-9_.-]", "_", unit.call.object_of(unit.source).lstrip("/"))
         name = f"{label}-{stem}"
         arguments = unit.call.recompile(unit.source, f"{self._out}/{name}", SECTIONS)
@@ -71,7 +75,20 @@ class Compiler:
                 f"{unit.source} does not compile in the {label} tree:\n" + "\n".join(tail),
                 source=unit.source,
             )
-        return CompiledObject((self.scratch / name).read_bytes(), f"{label}:{unit.source}")
+        data = (self.scratch / name).read_bytes()
+        if kept is not None:
+            fresh = kept.with_name(f"{kept.name}.{os.getpid()}")
+            fresh.write_bytes(data)
+            fresh.replace(kept)
+        return CompiledObject(data, f"{label}:{unit.source}")
+
+    def _kept(self, unit: Unit) -> Path | None:
+        """Where the unit's object, compiled in the unchanged tree, is kept for further patches."""
+        if self.build.objects is None:
+            return None
+        call = unit.call
+        name = key_of(call.directory, call.driver, call.arguments, unit.source, SECTIONS)
+        return self.build.objects / f"{name}.o"
 
     def compile_all(self, jobs: Sequence[tuple[Unit, Path, str]]) -> list[CompiledObject]:
         """Compile several units, as many at a time as there are processors."""

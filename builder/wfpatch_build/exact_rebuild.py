@@ -22,7 +22,7 @@ from wfpatch_build.errors import Refusal
 from wfpatch_build.sandbox import Sandbox
 
 _BUILD_ROOT = "/build/reproducible-path"
-_LAYOUT = 1
+_LAYOUT = 2
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,7 @@ def rebuild(suite: str, source_files: Sequence[Path]) -> ExactRebuild:
         if not complete:
             parent.mkdir()
             log.mkdir()
+            (directory / "objects").mkdir()
             _build(root, parent, log, source_files)
         tree = _source_directory(parent)
     environment = {"DEB_BUILD_OPTIONS": f"nocheck parallel={os.cpu_count() or 1}"}
@@ -63,6 +64,7 @@ def rebuild(suite: str, source_files: Sequence[Path]) -> ExactRebuild:
         path=f"{_BUILD_ROOT}/{tree.name}",
         sandbox=Sandbox(root, environment=environment),
         log=log / LOG_NAME,
+        objects=directory / "objects",
     )
     staged = sorted(p.parent for p in (tree / "debian").glob("*/DEBIAN"))
     return ExactRebuild(build, tuple(staged))

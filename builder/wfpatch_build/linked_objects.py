@@ -29,28 +29,36 @@ class Unit:
 def unstripped_binary(build: BuildTree, build_id: str) -> Path:
     """The linked file of the tree with this build-id and a symbol table; of several copies, the
     one that a logged link command wrote."""
-    outputs = {call.output for call in build.calls if call.links}
-    found: list[tuple[bool, bool, Path]] = []
-    for path in sorted(build.tree.rglob("*")):
-        if path.is_symlink() or not path.is_file() or path.stat().st_size < 64:
-            continue
-        with path.open("rb") as stream:
-            head = stream.read(18)
-        if head[:4] != b"\x7fELF" or head[16] not in (2, 3):
-            continue
-        image = ObjectFile(path.read_bytes(), path.name)
-        text = image.section(".text")
-        if image.build_id != build_id or not image.symtab:
-            continue
-        if text is None or text.type == "SHT_NOBITS":  # separate debug symbols
-            continue
-        found.append((build.inside(path) not in outputs, "/debian/" in str(path), path))
-    if not found:
+    outputs = {call.output for call in build.calls if call.links and call.output is not None}
+    written = [build.on_machine(o) for o in sorted(outputs) if o.startswith(build.path + "/")]
+    for path in written:
+        if _is_unstripped(path, build_id):
+            return path
+    copies = [p for p in sorted(build.tree.rglob("*")) if _is_unstripped(p, build_id)]
+    if not copies:
         raise Refusal(
             "stock_mismatch",
             f"no unstripped binary with build-id {build_id} is in the built tree {build.tree}",
         )
-    return min(found)[2]
+    return min(copies, key=lambda path: ("/debian/" in str(path), path))
+
+
+def _is_unstripped(path: Path, build_id: str) -> bool:
+    """Whether it is an executable or library with this build-id, all code and a symbol table."""
+    if path.is_symlink() or not path.is_file():
+        return False
+    with path.open("rb") as stream:
+        head = stream.read(18)
+    if head[:4] != b"\x7fELF" or len(head) < 18 or head[16] not in (2, 3):
+        return False
+    image = ObjectFile(path.read_bytes(), path.name)
+    text = image.section(".text")
+    return (
+        image.build_id == build_id
+        and text is not None
+        and text.type != "SHT_NOBITS"  # separate debug symbols
+        and bool(image.symtab)
+    )
 
 
 def units_of(build: BuildTree, binary: Path) -> list[Unit]:
