@@ -392,3 +392,13 @@ def test_the_plan_of_a_small_function_with_nothing_around_it(assembled):
     image, functions = assembled(text)
     found = way(EntryAnalysis(image), functions["lone"].address, functions["lone"].size)
     assert found in ("byte", "impossible")
+
+
+def test_fill_behind_a_call_is_no_padding(assembled):
+    # The call would return into the fill, were it to return.
+    text = function("calls", "push %rax\n call subject") + function("subject", "push %r15\n ret")
+    _, _, found = analysed(assembled, text, ["subject"])
+    assert found["subject"]["padding"] is None
+    text = function("jumps", "push %rax\n jmp subject") + function("subject", "push %r15\n ret")
+    _, _, found = analysed(assembled, text, ["subject"])
+    assert found["subject"]["padding"] is not None
