@@ -29,9 +29,7 @@ class ChosenSession(PtraceSession):
 
     def _candidates(self, calls, tried):
         return [
-            seen
-            for seen in super()._candidates(calls, tried)
-            if self.chosen in (None, seen.tid)
+            seen for seen in super()._candidates(calls, tried) if self.chosen in (None, seen.tid)
         ]
 
 

@@ -154,9 +154,7 @@ def test_a_shadow_stack(monkeypatch):
     )
     error = refusal(lambda: preflight.require_untraced_tasks(os.getpid(), (task,)))
     assert error.reason == "shadow_stack"
-    monkeypatch.setattr(
-        preflight, "read_status", lambda *_: {**status, "x86_Thread_features": ""}
-    )
+    monkeypatch.setattr(preflight, "read_status", lambda *_: {**status, "x86_Thread_features": ""})
     assert preflight.require_untraced_tasks(os.getpid(), (task,)) == {os.getpid(): 0}
 
 

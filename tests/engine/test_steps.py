@@ -37,7 +37,9 @@ def calls(tree):
         if isinstance(node, ast.Call):
             function = node.func
             yield (
-                function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", ""),
+                function.attr
+                if isinstance(function, ast.Attribute)
+                else getattr(function, "id", ""),
                 node,
             )
 
@@ -99,7 +101,8 @@ def test_ptrace_requests_calls_ptrace_through_step_only():
     stepped = [
         node
         for called, node in calls(tree)
-        if called == "step" and any(isinstance(a, ast.Name) and a.id == "_ptrace" for a in node.args)
+        if called == "step"
+        and any(isinstance(a, ast.Name) and a.id == "_ptrace" for a in node.args)
     ]
     assert len(stepped) == 2  # _request, and PEEKDATA with its own way of reporting errors
 
@@ -112,7 +115,9 @@ def test_no_deadly_request_is_there():
         numbers = {
             value
             for key, value in vars(ptrace_requests).items()
-            if key.isupper() and isinstance(value, int) and not key.startswith(("_", "NT_", "EVENT"))
+            if key.isupper()
+            and isinstance(value, int)
+            and not key.startswith(("_", "NT_", "EVENT"))
         }
         assert number not in numbers
 

@@ -48,7 +48,7 @@ _counter: _Counter | None = None
 
 
 def configure(record: str | None, kill_at: str | None) -> None:
-    """Begin to count from 1: what the environment asks for at start, and tests of forked children."""
+    """Begin to count from 1, as the environment or the test of a forked child asks for."""
     global _counter  # noqa: PLW0603 - one process has one count
     _counter = _Counter(record, kill_at) if record or kill_at else None
 
