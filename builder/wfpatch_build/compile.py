@@ -77,6 +77,7 @@ class Compiler:
             )
         data = (self.scratch / name).read_bytes()
         if kept is not None:
+            kept.parent.mkdir(exist_ok=True)
             fresh = kept.with_name(f"{kept.name}.{os.getpid()}")
             fresh.write_bytes(data)
             fresh.replace(kept)

@@ -22,7 +22,7 @@ from wfpatch_build.errors import Refusal
 from wfpatch_build.sandbox import Sandbox
 
 _BUILD_ROOT = "/build/reproducible-path"
-_LAYOUT = 2
+_LAYOUT = 1
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,6 @@ def rebuild(suite: str, source_files: Sequence[Path]) -> ExactRebuild:
         if not complete:
             parent.mkdir()
             log.mkdir()
-            (directory / "objects").mkdir()
             _build(root, parent, log, source_files)
         tree = _source_directory(parent)
     environment = {"DEB_BUILD_OPTIONS": f"nocheck parallel={os.cpu_count() or 1}"}
