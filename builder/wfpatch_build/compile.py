@@ -125,7 +125,11 @@ class Compiler:
         }
         sources = {unit.source_path for unit in units}
         paths = {f"{self.build.path}/{name}" for name in changed}
-        headers = {p for p in paths if computed or os.path.basename(p) in included}
+        headers = {p for p in paths if os.path.basename(p) in included}
+        if computed:
+            headers |= {
+                p for p in paths - sources if os.path.splitext(p)[1] in _SOURCES_AND_HEADERS
+            }
         direct = [u for u in units if u.source_path in paths & sources]
         if not headers:
             return direct
