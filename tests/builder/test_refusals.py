@@ -432,6 +432,8 @@ def test_every_reason_is_raised_somewhere_and_listed():
     text = "".join(p.read_text() for p in package.rglob("*.py") if p.name != "errors.py")
     unused = [r for r in REASONS if not re.search(rf'"{r}"', text)]
     assert unused == []
+    page = (package.parents[1] / "docs" / "patch-authors.md").read_text()
+    assert [r for r in REASONS if f"`{r}`" not in page] == []
     with pytest.raises(AssertionError):
         Refusal("no_such_reason", "text")
 
