@@ -30,8 +30,9 @@ class Kind:
     """One kind of entry.
 
     ``body`` is its assembly; ``{v}`` stands for the version's number, ``{n}`` for the function's
-    name, ``{t}`` for the twin's name or the function's. ``length`` is that of the first instruction.
-    ``before`` stands in front of the function, ``behind`` right behind it, ``data`` is its own datum.
+    name, ``{t}`` for the twin's name or the function's. ``length`` is that of the first
+    instruction. ``before`` stands in front of the function, ``behind`` right behind it, ``data``
+    is its own datum.
     ``rax`` is the value that rax must have; ``silent``: as shipped it does not tell a version;
     ``body_later`` is the body of later versions if it differs.
     """
