@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import signal
 
 import pytest
 import wfpatch.plan
@@ -98,7 +97,7 @@ def _clobber(monkeypatch, code, assembly):
     [
         ("45 31 db", "xor %r11d,%r11d", "r11"),
         ("f9", "stc", "flags"),
-        ("48 0f 6e fc", "movq %rsp,%xmm7", "xmm"),
+        ("66 48 0f 6e fc", "movq %rsp,%xmm7", "xmm"),
         ("db e3", "fninit", "x87"),
     ],
 )
@@ -134,9 +133,10 @@ def test_all_kinds_together(callers, policy):
     assert all(seen[name][1] and seen[name][2] for name in ALL)
 
 
-@pytest.mark.parametrize("policy", ["auto", "global"])
 @pytest.mark.parametrize(
-    ("way", "names"), [("byte", ALL), ("swap", SWAPPABLE), ("hold", HOLDABLE)], ids=lambda v: str(v)[:5]
+    ("way", "names", "policy"),
+    [("swap", SWAPPABLE, "auto"), ("swap", SWAPPABLE, "global"), ("hold", HOLDABLE, "auto")],
+    ids=["swap-auto", "swap-global", "hold-auto"],
 )
 def test_one_way_only(callers, monkeypatch, way, names, policy):
     """Kinds that could go another way go this one when it is the only one allowed."""
