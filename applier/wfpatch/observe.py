@@ -18,16 +18,18 @@ from .live_process import LiveProcess
 from .live_region import LiveRegion
 from .report import Straggler
 from .rows import row_of
-from .tasks import Task
+from .tasks import Look, Task
 from .thread_stack import Thread, Threads, words_inside_thread
 from .transition import counters, current_note, moved_slots, old_intervals
 
 FIRST_PAUSE = 0.002
-LONGEST_PAUSE = 0.25
-#: A thread is stopped again after this long at the earliest, then twice as long, and so on: a
-#: timeout it sleeps with starts anew after a stop.
-FIRST_REVISIT = 0.01
-LONGEST_REVISIT = 1.0
+LONGEST_PAUSE = 0.05
+#: A thread is stopped again after this long at the earliest, then twice as long, and so on. A
+#: timeout that a thread sleeps with starts anew after a stop, so sleepers are left alone for longer
+#: than runners, and one that has not run since its last stop is not stopped at all.
+FIRST_REVISIT = 0.005
+LONGEST_REVISIT = 0.02
+LONGEST_REVISIT_ASLEEP = 1.0
 
 Key = tuple[int, int]
 Intervals = Sequence[tuple[int, int]]
@@ -44,6 +46,18 @@ class Sight:
     function: str | None = None
     visits: int = 0
     not_before: float = 0.0
+    visited_at: tuple[int, ...] | None = None
+
+    def due(self, seen: Look) -> bool:
+        """Whether the task may be stopped now; counts the visit if so."""
+        now = time.monotonic()
+        if now < self.not_before or (not seen.running and seen.stamp == self.visited_at):
+            return False
+        longest = LONGEST_REVISIT if seen.running else LONGEST_REVISIT_ASLEEP
+        self.visits += 1
+        self.not_before = now + min(longest, FIRST_REVISIT * 2 ** min(self.visits, 10))
+        self.visited_at = None if seen.running else seen.stamp
+        return True
 
 
 @dataclass
@@ -108,14 +122,10 @@ class Observer:
             if thread is not None and self._judge(sight, thread):
                 sight.stamp = seen.stamp
                 return
-        self._visit(sight)
+        if sight.due(seen):
+            self._visit(sight)
 
     def _visit(self, sight: Sight) -> None:
-        now = time.monotonic()
-        if now < sight.not_before:
-            return
-        sight.visits += 1
-        sight.not_before = now + min(LONGEST_REVISIT, FIRST_REVISIT * 2 ** min(sight.visits, 10))
         try:
             with self.process.session.visit(sight.task.tid, "observe") as stopped:
                 thread = self.threads.stopped(stopped)
@@ -263,11 +273,11 @@ class HeldRow:
     def _is_clear(self, sight: Sight, exact: bool) -> bool:
         watch = self._watch
         session = self._process.session
+        seen = session.look(sight.task.tid)
+        if seen is None:
+            return True
         if not exact:
             earlier = watch.sights.get((sight.task.tid, sight.task.start_time))
-            seen = session.look(sight.task.tid)
-            if seen is None:
-                return True
             if not seen.running:
                 if earlier is not None and earlier.done and earlier.stamp == seen.stamp:
                     # Asleep since it was seen outside of stub text.
@@ -275,11 +285,8 @@ class HeldRow:
                 thread = watch.threads.sleeper(sight.task, seen)
                 if thread is not None and not words_inside_thread(thread, watch.pending):
                     return True
-        now = time.monotonic()
-        if now < sight.not_before:
+        if not sight.due(seen):
             return False
-        sight.visits += 1
-        sight.not_before = now + min(LONGEST_REVISIT, FIRST_REVISIT * 2 ** min(sight.visits, 10))
         try:
             with session.visit(sight.task.tid, "held_row") as stopped:
                 thread = watch.threads.stopped(stopped)
