@@ -15,8 +15,8 @@ from proof import call_trees
 from proof.call_trees import Trees
 from proof.patching import Patching
 
-ROUNDS = int(os.environ.get("WFPATCH_CONSISTENCY_ROUNDS", "12"))
-CALLS = int(os.environ.get("WFPATCH_CONSISTENCY_CALLS", "2000000"))
+ROUNDS = int(os.environ.get("WFPATCH_CONSISTENCY_ROUNDS", "3"))
+CALLS = int(os.environ.get("WFPATCH_CONSISTENCY_CALLS", "200000"))
 
 
 @pytest.fixture
