@@ -44,7 +44,7 @@ demo: collection ## Live-patch redis and memcached on three SSH hosts under load
 	@demo/run
 
 .PHONY: test
-test: ## Every suite but the slow ones; one verdict
+test: ## The stable suites: gates, engine, unit tests; one verdict
 	@setup/suites $(TEST_SUITES)
 
 .PHONY: test-more
