@@ -17,7 +17,7 @@ export PATH := $(VENV)/bin:$(PATH)
 unexport PYTHONPATH PYTHONHOME ANSIBLE_CONFIG
 
 # The order is that of the least surprise: what is quick and names its fault comes first.
-TEST_SUITES := lint test-engine test-unit
+TEST_SUITES := lint test-builder test-engine test-unit
 # Suites that are not stable yet on two cores; `make test-more` runs them.
 MORE_SUITES := test-gates test-setup test-floor test-integration test-fleet
 # Engine tests that hang or fail by timing, to be mended: left out of make test, run by test-more.
@@ -48,9 +48,9 @@ test: ## The stable suites: gates, engine, unit tests; one verdict
 	@setup/suites $(TEST_SUITES)
 
 .PHONY: test-more
-test-more: ## The suites that are not stable yet, and the builder's
+test-more: ## The suites that are not stable yet
 	@setup/suites $(MORE_SUITES)
-	timeout --signal KILL 1500 $(PYTEST) $(UNSTABLE) $(wildcard tests/builder)
+	timeout --signal KILL 1500 $(PYTEST) $(UNSTABLE)
 
 .PHONY: test-fresh
 test-fresh: setup ## Prove the set-up of demo and test in a new minimal Debian root
@@ -68,8 +68,12 @@ test-gates: setup ## Each gate sees a planted fault
 test-setup: setup ## The archive, the packed applier, the placed collection
 	@$(PYTEST) tests/setup
 
+.PHONY: test-builder
+test-builder: setup ## The builder on small C programs, and on packages rebuilt once per machine
+	@timeout --signal KILL 1500 $(PYTEST) tests/builder
+
 .PHONY: test-engine
-test-engine: setup applier ## The applier and the builder on real ELF files and processes
+test-engine: setup applier ## The applier on real ELF files and processes
 	@run() { timeout --signal KILL 1500 $(PYTEST) tests/engine $(UNSTABLE:%=--ignore=%) \
 	    --deselect tests/engine/test_entries.py::test_callers_notice_a_clobber \
 	    --deselect tests/engine/test_seccomp.py::test_a_forbidden_call_is_refused_and_the_process_lives \
