@@ -73,9 +73,12 @@ class Stop:
                 raise tracee.unstoppable(self._timeout)
             tracee.registers  # noqa: B018 - read now: the release needs them in any case
         except BaseException:
-            tracee.release()
-            tracee.overdue.find_again(tracee)
-            self._undisturbed.__exit__(None, None, None)
+            try:
+                tracee.release()
+                tracee.overdue.find_again(tracee)
+            finally:
+                # Whatever happens: signals that stay blocked could never end this process again.
+                self._undisturbed.__exit__(None, None, None)
             raise
         return tracee
 

@@ -459,7 +459,8 @@ class OverdueTracees:
         for tracee in self:
             try:
                 if not tracee.poll():
-                    tracee.interrupt()
+                    with suppress(OSError):  # the next reminder asks again
+                        tracee.interrupt()
                     continue
             except Failed:
                 self._tracees.pop(tracee.tid, None)
