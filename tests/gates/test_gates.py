@@ -147,7 +147,9 @@ AnsibleModule(argument_spec={"x": {"type": "int"}})
 #: What a gate looks at: without it there is nothing to check.
 EMPTIED = {
     "reason-codes": ["applier"],
-    "shell-scripts": ["setup", ".ci", "tests", "demo", "benchmarks", "catalogue", "roles"],
+    "shell-scripts": [
+        *("setup", ".ci", "tests", "demo", "benchmarks", "catalogue", "roles", "builder"),
+    ],
     "python-types": ["builder"],
     "python-floor": ["plugins"],
     "c-warnings": ["tests", "builder", "catalogue", "benchmarks", "demo"],
