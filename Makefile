@@ -17,11 +17,8 @@ export PATH := $(VENV)/bin:$(PATH)
 unexport PYTHONPATH PYTHONHOME ANSIBLE_CONFIG
 
 # The order is that of the least surprise: what is quick and names its fault comes first.
-TEST_SUITES := lint test-builder test-engine test-unit
-# Suites that are not stable yet on two cores; `make test-more` runs them.
-MORE_SUITES := test-gates test-setup test-floor test-integration test-fleet
-# Engine tests that hang or fail by timing, to be mended: left out of make test, run by test-more.
-UNSTABLE := tests/engine/test_stops.py tests/engine/test_stragglers.py tests/engine/test_consistency.py
+TEST_SUITES := lint test-gates test-setup test-unit test-builder test-engine test-floor \
+    test-integration test-fleet
 
 .PHONY: help
 help: ## Say what the targets do
@@ -44,13 +41,8 @@ demo: collection ## Live-patch redis and memcached on three SSH hosts under load
 	@demo/run
 
 .PHONY: test
-test: ## The stable suites: gates, engine, unit tests; one verdict
+test: ## All suites: gates, unit, builder, engine, integration and fleet tests; one verdict
 	@setup/suites $(TEST_SUITES)
-
-.PHONY: test-more
-test-more: ## The suites that are not stable yet
-	@setup/suites $(MORE_SUITES)
-	timeout --signal KILL 1500 $(PYTEST) $(UNSTABLE)
 
 .PHONY: test-fresh
 test-fresh: setup ## Prove the set-up of demo and test in a new minimal Debian root
@@ -74,13 +66,7 @@ test-builder: setup ## The builder on small C programs, and on packages rebuilt 
 
 .PHONY: test-engine
 test-engine: setup applier ## The applier on real ELF files and processes
-	@run() { timeout --signal KILL 1500 $(PYTEST) tests/engine $(UNSTABLE:%=--ignore=%) \
-	    --deselect tests/engine/test_entries.py::test_callers_notice_a_clobber \
-	    --deselect tests/engine/test_seccomp.py::test_a_forbidden_call_is_refused_and_the_process_lives \
-	    --deselect tests/engine/test_injection.py::test_a_process_that_executes_another_program_in_the_middle \
-	    "$$@"; }
-	# Tests that watch the clock fail on a busy machine: what failed gets a second try, and says so.
-	run || { printf 'a second try of what failed:\n'; run --last-failed; }
+	@$(PYTEST) tests/engine
 
 .PHONY: test-floor
 test-floor: setup ## The applier's tests on the oldest Python and C library that hosts have

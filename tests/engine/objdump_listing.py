@@ -34,6 +34,8 @@ def canonical(text: str) -> str:
     if comment:
         text = re.sub(r"-?0x[0-9a-f]+\(%rip\)", f"{comment.group(1)}(%rip)", text)
     text = re.sub(r"\s+", " ", text)
+    # Before 2.36 some instructions carried a suffix that says nothing.
+    text = re.sub(r"^(call|jmp|ret|pushf?|popf?|leave)q\b", r"\1", text)
     # binutils 2.41 spells the shift by one out.
     return re.sub(r"^(shr|shl) \$1,", r"\1 ", text)
 

@@ -25,7 +25,8 @@ from wfpatch.generation_table import (
 from wfpatch.region import Region, RegionLayout
 from wfpatch.self_check_stub import MODES, Counters, Descriptor
 
-BASE = 0x2000_0000
+#: Within reach of a program at 0x400000, and beyond the 1 GiB in which its heap may begin.
+BASE = 0x6000_0000
 FLAGS = ("-no-pie", "-mxsave", "-mfsgsbase")
 SLOTS = (0, 1, 2, 505)  # entry number -> slot; the last is in the second table page
 MODE_OF_ENTRY = ("always", "after_direct_call", "never", "always")

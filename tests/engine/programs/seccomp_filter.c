@@ -74,9 +74,9 @@ static void *sleeper(void *argument)
 		abort();
 	if (strcmp(kind, "one-thread") == 0 && argument)
 		install_kind();
-	started++;
 	if (strcmp(kind, "strict") == 0)
 		prctl(PR_SET_SECCOMP, SECCOMP_MODE_STRICT);
+	started++;
 	while (read(ends[0], &byte, 1) != 1)
 		;
 	return NULL;
@@ -95,10 +95,10 @@ int main(int argc, char **argv)
 	while (started < 1)
 		usleep(1000);
 	usleep(20000);
-	if (write(1, "ready\n", 6) != 6)
-		return 1;
 	if (strcmp(kind, "strict") == 0)
 		prctl(PR_SET_SECCOMP, SECCOMP_MODE_STRICT);
+	if (write(1, "ready\n", 6) != 6)
+		return 1;
 	while (read(0, &byte, 1) > 0)
 		;
 	if (strcmp(kind, "strict") == 0)

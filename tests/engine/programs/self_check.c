@@ -429,10 +429,15 @@ int main(void)
 		memset(&request, 0, sizeof(request));
 		strcpy(answer, "ok");
 		if (sscanf(line, "map %lx %lx %lx", &a, &b, &c) == 3) {
-			mmap((void *)a, b, PROT_READ | PROT_WRITE,
-			     MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
-			mmap((void *)(a + b), c, PROT_READ | PROT_EXEC,
-			     MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+			if (mmap((void *)a, b, PROT_READ | PROT_WRITE,
+				 MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1,
+				 0) == MAP_FAILED ||
+			    mmap((void *)(a + b), c, PROT_READ | PROT_EXEC,
+				 MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1,
+				 0) == MAP_FAILED) {
+				perror("map");
+				return 1;
+			}
 		} else if (sscanf(line, "point %lu %lx", &a, &b) == 2) {
 			pointers[a] = b;
 		} else if (sscanf(line, "forbid %lu", &a) == 1) {
