@@ -24,6 +24,7 @@ from wfpatch_build.pipeline import Change, check_expected
 from wfpatch_build.plain_tree import build_plain
 from wfpatch_build.recipe import read_recipe
 from wfpatch_build.signing import sign
+from wfpatch_build.stock_symbols import METHODS
 from wfpatch_build.survey import survey, table
 
 
@@ -73,6 +74,13 @@ def _common(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="FILE",
         help="source of a live patch that is in force before this one (repeatable, in order)",
+    )
+    parser.add_argument(
+        "--method",
+        choices=METHODS,
+        default="auto",
+        help="where symbols come from: an exact rebuild, matching, or (auto) matching only where "
+        "the rebuild is not exact",
     )
     parser.add_argument("-o", "--output", required=True, type=Path, metavar="BUNDLE")
     parser.add_argument("--key", type=Path, help="sign with this ssh key")
@@ -137,7 +145,7 @@ def _debian(arguments: argparse.Namespace, say: Say) -> int:
             tuple(arguments.base_patch),
             accept_layout=tuple(arguments.accept_layout),
         )
-    result = build_debian(package, version, binary, change, suite, say)
+    result = build_debian(package, version, binary, change, suite, say, arguments.method)
     check_expected(result.patch, expected)
     _write(arguments, description, change, result)
     _report(arguments, description, result, say)
@@ -154,7 +162,13 @@ def _tree(arguments: argparse.Namespace, say: Say) -> int:
         tuple(arguments.accept_layout),
     )
     result = build_plain(
-        arguments.old, arguments.build, arguments.binary, change, arguments.built, say
+        arguments.old,
+        arguments.build,
+        arguments.binary,
+        change,
+        arguments.built,
+        say,
+        arguments.method,
     )
     description = _description(arguments)
     _write(arguments, description, change, result)

@@ -96,6 +96,22 @@ class Compiler:
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool:
             return list(pool.map(lambda job: self.compile(*job), jobs))
 
+    def compile_possible(
+        self, jobs: Sequence[tuple[Unit, Path, str]]
+    ) -> list[CompiledObject | None]:
+        """The same; None for each unit that does not compile."""
+
+        def attempt(job: tuple[Unit, Path, str]) -> CompiledObject | None:
+            try:
+                return self.compile(*job)
+            except Refusal as refusal:
+                if refusal.reason in ("build_failed", "inline_assembly"):
+                    return None
+                raise
+
+        with concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+            return list(pool.map(attempt, jobs))
+
     def dependencies(self, unit: Unit, tree: Path) -> frozenset[str]:
         """Absolute inside paths of all files that compiling ``unit`` in ``tree`` reads."""
         arguments = unit.call.recompile(unit.source, "-", ("-M", "-MT", "x"))

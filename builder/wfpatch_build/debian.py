@@ -20,7 +20,7 @@ from wfpatch_build.linked_objects import units_of, unstripped_binary
 from wfpatch_build.object_file import ObjectFile
 from wfpatch_build.pipeline import Change, Progress, Result, build_patch
 from wfpatch_build.section_identity import Identity, compare
-from wfpatch_build.stock import Stock
+from wfpatch_build.stock_symbols import symbols_by
 
 _LIBRARY_DIRECTORIES = ("lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu", "lib", "usr/lib")
 
@@ -144,8 +144,10 @@ def build_debian(
     change: Change,
     suite: str | None = None,
     progress: Progress = lambda text: None,
+    method: str = "auto",
 ) -> BuildResult:
-    """Make a patch for a binary of package ``name`` at ``version``. Raises Refusal."""
+    """Make a patch for a binary of package ``name`` at ``version``; ``method`` is one of
+    stock_symbols.METHODS. Raises Refusal."""
     suite = suite or host_suite()
     place = cache_root() / "download"
     place.mkdir(parents=True, exist_ok=True)
@@ -163,22 +165,19 @@ def build_debian(
         other = ObjectFile.load(again)
         identity = compare(image, other)
         progress(f"rebuilt {package.source} {package.source_version}: {identity.summary()}")
-        if not identity.exact:
-            raise Refusal(
-                "stock_mismatch",
-                f"the rebuilt {stock_file.path} is not the stock one: {identity.summary()}",
-                sections=list(identity.differing),
-            )
         if other.build_id is None:
             raise Refusal("no_build_id", f"the rebuilt {stock_file.path} has no build-id")
         unstripped = unstripped_binary(rebuilt.build, other.build_id)
-        stock = Stock(image, ObjectFile.load(unstripped).symtab)
+        units = units_of(rebuilt.build, unstripped)
+        stock, matched = symbols_by(
+            method, image, ObjectFile.load(unstripped), identity, rebuilt.build, units, progress
+        )
         result = build_patch(
             rebuilt.build,
-            units_of(rebuilt.build, unstripped),
+            units,
             stock,
             change,
-            "exact_rebuild",
+            "matched" if matched else "exact_rebuild",
             importable_names(image, rebuilt.build.sandbox.root or Path("/")),
             progress,
         )

@@ -26,6 +26,7 @@ REASONS: dict[str, str] = {
     "inline_assembly": "code outside of functions (assembler source or top-level asm) changes",
     "lto_unsupported": "the package is built with link-time optimisation",
     "manifest_invalid": "the recipe does not make a valid manifest",
+    "match_unresolved": "matching did not find what the patch needs in the stock binary",
     "never_returns": "a changed function never returns, so no thread would ever run the new code",
     "no_build_id": "the stock binary has no build-id",
     "not_an_object": "the file is not a linked x86-64 ELF image",

@@ -50,6 +50,10 @@ class Section:
         return bool(self.flags & 2)
 
     @property
+    def writable(self) -> bool:
+        return bool(self.flags & 1)
+
+    @property
     def executable(self) -> bool:
         return bool(self.flags & 4)
 
@@ -199,6 +203,25 @@ class ObjectFile:
                 return section
         return None
 
+    @functools.cached_property
+    def thread_local_size(self) -> int:
+        """The size of an executable's thread-local block, as it lies below the thread pointer."""
+        for segment in self._elf.iter_segments("PT_TLS"):
+            alignment = max(1, segment["p_align"])
+            return int(-(-segment["p_memsz"] // alignment) * alignment)
+        return 0
+
+    def thread_pointer_offset(self, value: int) -> int:
+        """An executable's STT_TLS value -> offset from the thread pointer (negative).
+
+        TLS variant II: the block ends at the thread pointer (ELF handling for TLS, 3.4.6).
+        """
+        return value - self.thread_local_size
+
+    def thread_local_value(self, offset: int) -> int:
+        """The opposite of thread_pointer_offset()."""
+        return offset + self.thread_local_size
+
     # -- symbols ----------------------------------------------------------------------------
 
     def _symbols(self, name: str) -> tuple[Symbol, ...]:
@@ -285,6 +308,15 @@ class ObjectFile:
             if r.type == R_X86_64_64 and r.symbol is not None and r.symbol.section is not None:
                 words[r.address] = r.symbol.address + r.addend
         return words
+
+    @functools.cached_property
+    def symbolic(self) -> dict[int, str]:
+        """Address of a data word -> name of the dynamic symbol whose address it will hold."""
+        return {
+            r.address: r.symbol.name
+            for r in self.relocations
+            if r.type == R_X86_64_64 and r.symbol is not None
+        }
 
     @functools.cached_property
     def got_slots(self) -> dict[str, tuple[int, ...]]:

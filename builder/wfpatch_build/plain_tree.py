@@ -24,7 +24,7 @@ from wfpatch_build.pipeline import Change, Progress, build_patch
 from wfpatch_build.sandbox import PATH, Sandbox
 from wfpatch_build.section_identity import compare
 from wfpatch_build.source import link_copy
-from wfpatch_build.stock import Stock
+from wfpatch_build.stock_symbols import symbols_by
 
 _DRIVERS = re.compile(r"(x86_64-linux-gnu-)?(gcc|cc|g\+\+|c\+\+|clang|clang\+\+)(-[0-9]+)?")
 
@@ -36,11 +36,12 @@ def build_plain(
     change: Change,
     built: str | None = None,
     progress: Progress = lambda text: None,
+    method: str = "auto",
 ) -> BuildResult:
     """Make a patch for ``binary``, built from the tree ``old`` by the shell command ``command``.
 
     ``built`` is the path below ``old`` of what the command makes of it; default: the file with the
-    same build-id, or else the same name. Raises Refusal.
+    same build-id, or else the same name; ``method`` one of stock_symbols.METHODS. Raises Refusal.
     """
     old = old.resolve()
     image = ObjectFile.load(binary)
@@ -62,19 +63,19 @@ def build_plain(
         other = ObjectFile.load(again)
         identity = compare(image, other)
         progress(f"rebuilt {again.name}: {identity.summary()}")
-        if not identity.exact or other.build_id is None:
-            raise Refusal(
-                "stock_mismatch",
-                f"what the tree builds is not {binary}: {identity.summary()}",
-                sections=list(identity.differing),
-            )
+        if other.build_id is None:
+            raise Refusal("no_build_id", f"what the tree builds as {again.name} has no build-id")
         unstripped = unstripped_binary(build, other.build_id)
+        units = units_of(build, unstripped)
+        stock, matched = symbols_by(
+            method, image, ObjectFile.load(unstripped), identity, build, units, progress
+        )
         result = build_patch(
             build,
-            units_of(build, unstripped),
-            Stock(image, ObjectFile.load(unstripped).symtab),
+            units,
+            stock,
             change,
-            "plain",
+            "matched" if matched else "plain",
             importable_names(image, Path("/")),
             progress,
         )

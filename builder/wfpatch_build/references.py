@@ -143,12 +143,15 @@ class References:
     ) -> Reference:
         width = max(1, section.entry_size)
         start = place // width * width
-        if symbol is not None and symbol.name and 0 <= symbol.value <= place:
-            start = symbol.value  # .LC5+1 names the inside of a literal, never the next one
-        elif section.is_strings:
-            while start >= width and any(section.data[start - width : start]):
-                start -= width
-        if not section.is_strings:
+        if section.is_strings:
+            if symbol is not None and symbol.name and 0 <= symbol.value <= place:
+                start = symbol.value  # .LC5+1 names the inside of a literal, never the next one
+            else:
+                while start >= width and any(section.data[start - width : start]):
+                    start -= width
+        else:
+            # GCC names the upper half of a wide constant too (.set .LC5,.LC4+8); ld merges whole
+            # entries.
             content = section.data[start : start + width]
             return Reference("constant", "", place - start, section.index, start, content)
         end = start

@@ -68,7 +68,9 @@ class SourceTree:
             text += "".join(difflib.unified_diff(before, after, f"a/{name}", f"b/{name}"))
         return text
 
-    def build(self, new: Files, base: Sequence[Files] = (), **options) -> BuildResult:
+    def build(
+        self, new: Files, base: Sequence[Files] = (), method: str = "auto", **options
+    ) -> BuildResult:
         """Patch the stock binary to the source with ``new`` put in, as `wfpatch-build tree` does.
 
         ``base``: file sets of patches that are in force before, each on top of the last.
@@ -80,7 +82,12 @@ class SourceTree:
             old = {**old, **files}
             patches.append(patch)
         change = Change((patches[-1],), tuple(patches[:-1]), **options)
-        return build_plain(self.source, self.command, self.stock, change)
+        return build_plain(self.source, self.command, self.stock, change, method=method)
+
+    def resource(self, new: Files) -> None:
+        """Change the source behind the stock binary's back: what it builds is another one."""
+        self.files.update(new)
+        write_files(self.source, new)
 
     def refused(self, new: Files, **options) -> Refusal:
         """The refusal that building ``new`` must end in."""
