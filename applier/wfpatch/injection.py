@@ -123,6 +123,9 @@ def unusable(look: Look) -> str | None:
     return None
 
 
+BEST_RANK = 0
+
+
 def rank(look: Look) -> int:
     """How well a usable task suits an injection (0: best).
 

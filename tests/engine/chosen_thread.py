@@ -27,10 +27,9 @@ class ChosenSession(PtraceSession):
 
     chosen: int | None = None
 
-    def _candidates(self, calls, tried):
-        return [
-            seen for seen in super()._candidates(calls, tried) if self.chosen in (None, seen.tid)
-        ]
+    def _candidates(self, calls, tried, few, refused):
+        found = super()._candidates(calls, tried, few and self.chosen is None, refused)
+        return [seen for seen in found if self.chosen in (None, seen.tid)]
 
 
 def open_chosen(pid: int) -> ChosenSession:

@@ -68,6 +68,32 @@ def test_a_sleeper_is_chosen_first(program, start):
     assert not seen.running
 
 
+def test_few_of_many_are_looked_at(program, start, monkeypatch):
+    process = start(program("threads"), 100)
+    session = open_chosen(process.pid)
+    looked = set()
+
+    def look(tid):
+        looked.add(tid)
+        return type(session).look(session, tid)
+
+    monkeypatch.setattr(session, "look", look)
+    map_place(session)
+    assert 0 < len(looked) < 50
+    # None of the first is suitable: the others follow.
+    plant, planted = injection.Injection.plant, []
+
+    def unsuitable(plan, tracee, before):
+        planted.append(tracee.tid)
+        if len(planted) < 60:
+            return injection.Unsuitable(tracee.tid, "planted")
+        return plant(plan, tracee, before)
+
+    monkeypatch.setattr(injection.Injection, "plant", unsuitable)
+    unmap_place(session)
+    assert len(planted) == len(set(planted)) == 60
+
+
 def test_the_map_shows_the_outcome_of_each_call(program, start):
     process = start(program("threads"), 2)
     session = open_chosen(process.pid)

@@ -10,6 +10,7 @@ import time
 
 import pytest
 from chosen_thread import open_session
+from wfpatch import tasks
 from wfpatch.backend import preflight, ptrace_requests
 from wfpatch.errors import Refused
 from wfpatch.tasks import Task, read_stat
@@ -157,13 +158,21 @@ def test_a_traced_process(program, start):
 def test_a_shadow_stack(monkeypatch):
     """No processor here has one that Linux would let a program use: the status line stands in."""
     task = Task(os.getpid(), os.getpid(), "x", 1)
-    status = preflight.read_status(os.getpid(), os.getpid())
-    monkeypatch.setattr(
-        preflight, "read_status", lambda *_: {**status, "x86_Thread_features": "shstk wrss"}
-    )
+    read = tasks.read_proc
+    features = b"shstk wrss"
+
+    def with_features(path):
+        data = b"".join(
+            line
+            for line in read(path).splitlines(keepends=True)
+            if not line.startswith(b"x86_Thread_features:")
+        )
+        return data + b"x86_Thread_features:\t" + features + b"\n"
+
+    monkeypatch.setattr(tasks, "read_proc", with_features)
     error = refusal(lambda: preflight.require_untraced_tasks(os.getpid(), (task,)))
     assert error.reason == "shadow_stack"
-    monkeypatch.setattr(preflight, "read_status", lambda *_: {**status, "x86_Thread_features": ""})
+    features = b""
     assert preflight.require_untraced_tasks(os.getpid(), (task,)) == {os.getpid(): 0}
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 
 from wfpatch.errors import Refused
-from wfpatch.tasks import Task, TaskStat, read_process_stat, read_status
+from wfpatch.tasks import Task, TaskStat, read_process_stat, read_status, status_fields
 
 _ELFCLASS64 = 2
 _EM_X86_64 = 62
@@ -84,10 +84,10 @@ def require_untraced_tasks(pid: int, tasks: tuple[Task, ...]) -> dict[int, int]:
     """Refuse already_traced and shadow_stack; returns each task's seccomp mode."""
     modes = {}
     for task in tasks:
-        status = read_status(task.tgid, task.tid)
-        if status is None:
+        fields = status_fields(task.tgid, task.tid, "TracerPid", "x86_Thread_features", "Seccomp")
+        if fields is None:
             continue
-        tracer = int(status.get("TracerPid", "0"))
+        tracer = int(fields[0] or 0)
         if tracer and not os.path.exists(f"/proc/self/task/{tracer}"):
             raise Refused(
                 "already_traced",
@@ -97,12 +97,12 @@ def require_untraced_tasks(pid: int, tasks: tuple[Task, ...]) -> dict[int, int]:
                 tid=task.tid,
                 tracer=tracer,
             )
-        if "shstk" in status.get("x86_Thread_features", "").split():
+        if "shstk" in fields[1].split():
             raise Refused(
                 "shadow_stack",
                 f"thread {task.tid} ({task.comm}) of process {pid} runs with a shadow stack",
                 pid=pid,
                 tid=task.tid,
             )
-        modes[task.tid] = int(status.get("Seccomp", "0"))
+        modes[task.tid] = int(fields[2] or 0)
     return modes

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from wfpatch import injection, tasks
 from wfpatch.backend import Runner, StackBounds, StopRecord, preflight, ptrace_requests
@@ -33,6 +33,10 @@ from wfpatch.xstate import XStateLayout, layout_of_this_host
 VISIT_TIMEOUT = 0.25
 ATTEMPT_TIMEOUT = 1.0
 CALL_TIMEOUT = 10.0
+# How many threads are looked at before one is chosen: so many that suit best, or that are usable.
+# Where all of those turn out unsuitable, the others follow.
+_BEST_ENOUGH = 4
+_USABLE_ENOUGH = 32
 _QUESTIONS = 0.02  # how often a thread is asked whether it is through with its chain
 _MMAP_PROTECTIONS = (PROT_READ | PROT_WRITE, PROT_READ | PROT_EXEC)
 # What every apply injects: asked of the seccomp filters when the caller names nothing else.
@@ -107,14 +111,14 @@ class PtraceSession:
 
         Raises Refused("no_permission") without CAP_SYS_ADMIN, and as visit() does.
         """
-        status = tasks.read_status(self._owner(tid), tid)
-        if status is None:
+        fields = tasks.status_fields(self._owner(tid), tid, "Seccomp", "Seccomp_filters")
+        if fields is None:
             raise Failed("thread_gone", f"thread {tid} has ended", pid=self.pid, tid=tid)
-        mode = int(status.get("Seccomp", "0"))
+        mode = int(fields[0] or 0)
         if mode != 2:
             return NO_SECCOMP if mode == 0 else SeccompState(mode)
         known = self._seccomp.get(tid)
-        count = int(status.get("Seccomp_filters", "0"))
+        count = int(fields[1] or 0)
         if known is not None and count and len(known.filters) == count:
             return known
         filters: list[bytes] = []
@@ -231,12 +235,20 @@ class PtraceSession:
         ``tried`` takes why the others were not used. The map is read after the looks: the stack of
         a sleeper that was looked at is then what the map says.
         """
-        candidates = self._candidates(calls, tried)
-        if not candidates:
-            return
-        plan = Injection(
-            self._find_code(), self._layout, self.memory_map(), calls, runner, self.stack_bounds
-        )
+        seen: set[int] = set()
+        for few in (True, False):
+            candidates = self._candidates(calls, tried, few, seen)
+            if not candidates:
+                continue
+            plan = Injection(
+                self._find_code(), self._layout, self.memory_map(), calls, runner, self.stack_bounds
+            )
+            seen |= {candidate.tid for candidate in candidates}
+            yield from self._given(plan, candidates, tried)
+
+    def _given(
+        self, plan: Injection, candidates: Sequence[Look], tried: dict[int, str]
+    ) -> Iterator[Planted]:
         for candidate in candidates:
             try:
                 with self.visit(candidate.tid, "inject") as tracee:
@@ -251,11 +263,21 @@ class PtraceSession:
             else:
                 tried[planted.tid] = planted.why
 
-    def _candidates(self, calls: Sequence[SystemCall], tried: dict[int, str]) -> list[Look]:
+    def _candidates(
+        self,
+        calls: Sequence[SystemCall],
+        tried: dict[int, str],
+        few: bool,
+        without: Collection[int],
+    ) -> list[Look]:
+        """Usable threads but for ``without``, best first; a ``few`` of many are soon found."""
         ranked: list[tuple[int, int, Look]] = []
         forbidden: Refused | None = None
-        others = False
+        others = bool(without)
+        best = 0
         for task in self.tasks():
+            if task.tid in without:
+                continue
             seen = self.look(task.tid)
             if seen is None:
                 continue
@@ -269,7 +291,11 @@ class PtraceSession:
                 tried[task.tid] = refused.message
                 forbidden = refused
                 continue
-            ranked.append((injection.rank(seen), task.tid, seen))
+            rank = injection.rank(seen)
+            ranked.append((rank, task.tid, seen))
+            best += rank == injection.BEST_RANK
+            if few and (best == _BEST_ENOUGH or len(ranked) == _USABLE_ENOUGH):
+                break
         if forbidden is not None and not ranked and not others:
             raise forbidden
         ranked.sort(key=lambda entry: entry[:2])

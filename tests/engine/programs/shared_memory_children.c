@@ -3,6 +3,7 @@
  * A process whose memory is shared by others that are no threads of it. Commands on stdin:
  *   vfork MS    vfork in the main thread; the child sleeps MS milliseconds and exits; then "back"
  *   clone       a CLONE_VM child that is no thread and sleeps; prints its pid
+ *   exec MS     as clone, but after MS milliseconds it executes another program
  *   exit        the main thread ends (pthread_exit), the others go on
  */
 #define _GNU_SOURCE
@@ -36,8 +37,22 @@ static int clone_child(void *argument)
 	return 0;
 }
 
+static int executing_child(void *argument)
+{
+	struct timespec *time = argument;
+	char *words[] = {"sleep", "60", NULL}, *none[] = {NULL};
+
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	syscall(SYS_nanosleep, time, NULL);
+	syscall(SYS_execve, "/bin/sleep", words, none);
+	syscall(SYS_exit, 1);
+	return 0;
+}
+
 int main(void)
 {
+	struct timespec delay;
+
 	pthread_t thread;
 	char line[64];
 
@@ -59,6 +74,11 @@ int main(void)
 		} else if (strncmp(line, "clone", 5) == 0) {
 			printf("%d\n", clone(clone_child, child_stack + sizeof(child_stack),
 					     CLONE_VM | SIGCHLD, NULL));
+		} else if (strncmp(line, "exec ", 5) == 0) {
+			delay.tv_sec = 0;
+			delay.tv_nsec = atol(line + 5) * 1000000;
+			printf("%d\n", clone(executing_child, child_stack + sizeof(child_stack),
+					     CLONE_VM | SIGCHLD, &delay));
 		} else if (strncmp(line, "exit", 4) == 0) {
 			pthread_exit(NULL);
 		}
