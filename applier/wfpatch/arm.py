@@ -157,21 +157,19 @@ def arm(process: LiveProcess, live: LiveRegion, slots: Collection[int], patch: P
         return False
     memory = process.session.memory
     region = live.region
-    entries = {slot.index: armed_entry(slot, region.stub(slot.index)) for slot in wanted}
+    entries = {
+        slot.index: armed_entry(slot, region.stub(slot.index), region.dispatch_cell(0, slot.index))
+        for slot in wanted
+    }
     todo = [entries[slot.index] for slot in wanted if not _are_written(process, slot)]
-    landings = [entry for entry in entries.values() if entry.landing]
-    if landings:
+    outside = [piece for entry in entries.values() for piece in entry.outside]
+    if outside:
         needed = {
-            page
-            for entry in landings
-            for page in (
-                entry.landing & -4096,
-                (entry.landing + len(entry.landing_code) - 1) & -4096,
-            )
+            page for at, code in outside for page in (at & -4096, (at + len(code) - 1) & -4096)
         }
         _map(process, live, [(page, 4096) for page in sorted(needed)])
-        for entry in landings:
-            memory.write(entry.landing, entry.landing_code)
+        for at, code in outside:
+            memory.write(at, code)
     swaps = page_swaps(todo, live.header.scratch_pages[0][0] if live.header.scratch_pages else 0)
     if swaps:
         _swap(process, live, swaps)

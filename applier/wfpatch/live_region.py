@@ -89,7 +89,7 @@ class LiveRegion:
             # Reached by a tail edge, a thread right before its first instruction has an old
             # caller's arguments: the entry itself counts as inside.
             pieces = tuple(replace(piece, entry=False) for piece in pieces)
-        return (*pieces, note.continuation)
+        return (*pieces, *note.displaced_pieces)
 
     def pending_intervals(self) -> list[tuple[int, int]]:
         """Closed intervals of stub text, landing code and jumps in padding.
@@ -101,9 +101,10 @@ class LiveRegion:
             at, size = slot.landing
             if at:
                 intervals.append((at, at + size - 1))
-            if len(slot.writes) > 1:
-                jump = slot.writes[0]
-                intervals.append((jump.address, jump.address + len(jump.after) - 1))
+            for jump in slot.writes[:-1]:
+                # Within the function it leads to an evicted instruction, and is old code.
+                if not slot.address <= jump.address < slot.address + slot.size:
+                    intervals.append((jump.address, jump.address + len(jump.after) - 1))
         return intervals
 
     def carry_out(self, steps: Iterable[Step]) -> None:

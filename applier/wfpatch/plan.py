@@ -8,7 +8,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .arming import ArmingPlan, EntrySite, Occupied, armed_entry, plan_arming, scratch_span
+from .arming import (
+    ArmingPlan,
+    EntrySite,
+    Occupied,
+    armed_entry,
+    plan_arming,
+    scratch_span,
+    successor,
+)
 from .bundle import Bundle
 from .elf_object import auxiliary_vector
 from .errors import Failed, Refused
@@ -220,6 +228,10 @@ def _site(process: LiveProcess, region: Region, slot: int, function: ReplacedFun
         inner_entries=function.inner_entries,
         padding=None if padding is None else (process.image.address(padding.address), padding.size),
         hold_length=None if function.hold is None else function.hold.length,
+        successor=(
+            None if function.hold is None else successor(function.hold, process.image.address)
+        ),
+        cell=region.dispatch_cell(0, slot),
     )
 
 
@@ -249,7 +261,7 @@ def _plan_arming(
     scratch = scratch_span(process.memory_map, region.end + PAGE, size, (span,))
     others = tuple((other.region.base - PAGE, other.region.end + PAGE) for other in process.regions)
     armed = tuple(
-        armed_entry(slot, other.region.stub(slot.index))
+        armed_entry(slot, other.region.stub(slot.index), other.region.dispatch_cell(0, slot.index))
         for other in process.regions
         for slot in other.header.slots
         if slot.index not in fresh or other is not live
@@ -321,7 +333,7 @@ def make_plan(
         for entry in arming.entries:
             function = fresh[entry.slot]
             text_at = _up(text_at, CONTINUATION_ALIGNMENT)
-            template = displaced_template(function, entry.way)
+            template = displaced_template(function, entry.displaced)
             code = continuation(template, text_at, entry.address, process.image.address)
             planned.append(
                 PlannedSlot(
@@ -340,6 +352,8 @@ def make_plan(
                         landing=(entry.landing, len(entry.landing_code)),
                         migrate=wanted_modes[function.address],
                         continuation=Piece(text_at, text_at + len(code), False, False),
+                        evicted=entry.evicted,
+                        boundaries=_boundaries(function, entry.displaced),
                     ),
                     code,
                 )
@@ -381,9 +395,16 @@ def make_plan(
     )
 
 
-def displaced_template(function: ReplacedFunction, way: str) -> ContinuationTemplate:
-    """What stands for the displaced instructions: one, or after a hold several."""
-    return function.hold if way == "hold" and function.hold is not None else function.displaced
+def displaced_template(function: ReplacedFunction, displaced: int) -> ContinuationTemplate:
+    """What stands for the first ``displaced`` bytes: one instruction, or several."""
+    hold = function.hold
+    return hold if hold is not None and displaced == hold.length else function.displaced
+
+
+def _boundaries(function: ReplacedFunction, displaced: int) -> tuple[tuple[int, int], ...]:
+    """(offset in the function, offset in the continuation) of each displaced instruction."""
+    hold = function.hold
+    return hold.boundaries if hold is not None and displaced == hold.length else ((0, 0),)
 
 
 def new_code(plan: Plan, linked: LinkedPatch) -> tuple[NewCode, ...]:

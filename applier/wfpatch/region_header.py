@@ -73,7 +73,8 @@ class Slot:
     ``entry`` are the first bytes of the function as shipped; ``way``, ``writes``, ``displaced``,
     ``relied`` and ``landing`` (address, size) say how it is armed, as in arming.ArmedEntry;
     ``armed`` whether the writes are known to be done; ``evicted`` is the address and code of an
-    evicted second instruction, or (0, b"").
+    evicted second instruction, or (0, b""); ``boundaries`` (offset in the function, offset in the
+    continuation) of each displaced instruction.
     """
 
     index: int
@@ -91,6 +92,7 @@ class Slot:
     migrate: str
     continuation: Piece
     evicted: tuple[int, bytes] = (0, b"")
+    boundaries: tuple[tuple[int, int], ...] = ((0, 0),)
 
     @property
     def displaced_pieces(self) -> tuple[Piece, ...]:
@@ -238,6 +240,7 @@ def _slot_json(slot: Slot) -> dict[str, object]:
         "migrate": slot.migrate,
         "continuation": _piece_json(slot.continuation),
         "evicted": {"address": slot.evicted[0], "code": slot.evicted[1].hex()},
+        "boundaries": [list(pair) for pair in slot.boundaries],
     }
 
 
@@ -411,7 +414,22 @@ def _read_slot(fields: Fields) -> Slot:
         migrate=fields.text("migrate", 32, MODES),
         continuation=_read_piece(fields.raw("continuation"), "continuation"),
         evicted=evicted_code,
+        boundaries=_read_boundaries(fields),
     )
+
+
+def _read_boundaries(fields: Fields) -> tuple[tuple[int, int], ...]:
+    found: list[tuple[int, int]] = []
+    for path, item in fields.items("boundaries", 16):
+        there, here = _integers(item, path, 2)
+        if not (0 <= there < 32 and 0 <= here < 128):
+            raise Invalid(path, "an offset in the displaced code is expected")
+        if found and (there <= found[-1][0] or here <= found[-1][1]):
+            raise Invalid(path, "is not in order")
+        found.append((there, here))
+    if not found or found[0] != (0, 0):
+        raise Invalid("boundaries", "the first is not [0,0]")
+    return tuple(found)
 
 
 def _read_patch(fields: Fields) -> PatchNote:

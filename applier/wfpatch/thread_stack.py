@@ -11,6 +11,7 @@ from .backend import Visit
 from .errors import Failed
 from .maps import Mapping
 from .quiescence import Restorers, alternate_stack, copy_sleeper, words_inside
+from .region_header import Slot
 from .self_check_stub import StackBounds
 from .tasks import Look, Task
 from .thread_descriptor import find_descriptors
@@ -75,6 +76,17 @@ def words_inside_thread(thread: Thread, intervals: Intervals) -> list[int]:
     return found + [hit.word for hit in words_inside(thread.stack, thread.base, intervals)]
 
 
+def copies_of(slot: Slot) -> list[CopiedCode]:
+    """The slot's displaced instructions, for the unwinder."""
+    low = slot.continuation.low
+    places = tuple((low + here, slot.address + there) for there, here in slot.boundaries)
+    copies = [CopiedCode(slot.continuation.high, places)]
+    at, code = slot.evicted
+    if at and len(slot.boundaries) > 1:
+        copies.append(CopiedCode(at + len(code), ((at, slot.address + slot.boundaries[1][0]),)))
+    return copies
+
+
 class Threads:
     """How the threads of a process are looked at; what needs no stop is found out at once."""
 
@@ -99,10 +111,10 @@ class Threads:
                 if loaded.frames[1]
             ],
             [
-                CopiedCode(slot.continuation.high, ((slot.continuation.low, slot.address),))
+                copy
                 for region in process.regions
                 for slot in region.header.slots
-                if slot.way != "hold"
+                for copy in copies_of(slot)
             ],
         )
 

@@ -62,16 +62,17 @@ def _entry_leads_to_stub(live: LiveRegion, slot: Slot, findings: Findings) -> bo
                     f"{write.after.hex()}"
                 )
     if slot.landing[0]:
-        entry = armed_entry(slot, region.stub(slot.index))
+        entry = armed_entry(slot, region.stub(slot.index), region.dispatch_cell(0, slot.index))
         relied = memory.read(slot.address, 16)[: max(0, slot.relied[1] - slot.address)]
         before = slot.entry[: len(relied)]
         start = slot.relied[0] - slot.address
         if sound and relied[start:] != before[start:]:
             sound = False
             findings.damage.append(f"entry of {slot.name}: the bytes its jump rests on changed")
-        if sound and memory.read(entry.landing, len(entry.landing_code)) != entry.landing_code:
-            sound = False
-            findings.damage.append(f"landing code of {slot.name} at {entry.landing:#x} changed")
+        for at, code in entry.outside:
+            if sound and memory.read(at, len(code)) != code:
+                sound = False
+                findings.damage.append(f"landing code of {slot.name} at {at:#x} changed")
     text = region.slot_text(slot.index)
     if memory.read(region.stub(slot.index), len(text)) != text:
         sound = False
@@ -188,7 +189,7 @@ def _check_bundle(
         slot = slots.get(process.image.address(replaced.address))
         if slot is None:
             continue
-        template = displaced_template(replaced, slot.way)
+        template = displaced_template(replaced, slot.displaced)
         at = slot.continuation.low
         code_bytes = continuation(template, at, slot.address, process.image.address)
         if live.memory.read(at, len(code_bytes)) != code_bytes:

@@ -12,11 +12,15 @@ import json
 import os
 
 import pytest
+import wfpatch.arming
 import wfpatch.plan
 import wfpatch.self_check_stub as stub
 from programs_fixture import reap
 from proof import entries
 from proof.patching import Patching, told
+from wfpatch.backend.ptrace import PtraceBackend
+from wfpatch.discovery import find_targets
+from wfpatch.live_process import open_process
 from wfpatch.machine_code import Listing
 
 ROUNDS = int(os.environ.get("WFPATCH_ENTRY_ROUNDS", "5"))
@@ -173,6 +177,49 @@ def test_one_way_only(callers, monkeypatch, way, names, policy):
     assert plan.reason is None, told(plan)
     report = _there_and_back(program, patching, names, ROUNDS)
     assert {function.arming for function in report.functions} == {way}
+
+
+@pytest.mark.parametrize("policy", ["auto", "global"])
+def test_second_instruction_evicted(callers, monkeypatch, policy):
+    """Where neither padding nor the bytes behind help, the second instruction is moved away."""
+    program, patching = callers
+    occupied = wfpatch.plan.Occupied
+    monkeypatch.setattr(
+        wfpatch.plan,
+        "Occupied",
+        lambda **fields: dataclasses.replace(occupied(**fields), ways=frozenset({"swap"})),
+    )
+    for way in ("_by_whole_jump", "_by_short_jump", "_by_punned_jump"):
+        monkeypatch.setattr(wfpatch.arming, way, lambda *_: iter(()))
+    names = []
+    for name in HOLDABLE:
+        patching.add(f"only-{name}", entries.patch(2, [name]))
+        if patching.plan(f"only-{name}").reason is None:
+            names.append(name)
+    assert len(names) >= 3, names
+    patching.add("fix", entries.patch(2, names), policy=policy)
+    report = _there_and_back(program, patching, names, ROUNDS)
+    assert {function.arming for function in report.functions} == {"swap"}
+    slots = _slots(program.running.pid, patching)
+    assert {slot.name for slot in slots if slot.evicted[0]} == set(map(entries.symbol, names))
+    # What was evicted is read from memory too.
+    patching.patched("fix")
+    at, code = slots[0].evicted
+    with open(f"/proc/{program.running.pid}/mem", "r+b", buffering=0) as memory:
+        os.pwrite(memory.fileno(), code[:-1] + bytes([code[-1] ^ 1]), at)
+        report = patching.status()
+        os.pwrite(memory.fileno(), code, at)
+    assert report.reason == "tampered"
+    assert "landing code" in report.message
+    assert patching.status().reason is None
+
+
+def _slots(pid, patching):
+    """What the region's header says of the functions."""
+    bundle = patching.signed.store().bundle("fix")
+    (target,) = find_targets(bundle.patch.object, [pid])
+    with open_process(PtraceBackend(), target) as process:
+        return process.region.header.slots
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -65,6 +65,7 @@ def sample() -> RegionHeader:
             migrate=("always", "after_direct_call", "never")[index % 3],
             continuation=Piece(0x5555_4444_0000, 0x5555_4444_0010, False, False),
             evicted=(0x5555_9999_1000, b"\x48\x89\xfb") if index == 3 else (0, b""),
+            boundaries=((0, 0), (1, 1), (4, 9)) if index == 3 else ((0, 0),),
         )
         for index in range(4)
     )
