@@ -17,6 +17,13 @@ class ConnectionLost(ConnectionError):
     """The server closed the connection or does not listen any more."""
 
 
+def request(*words: bytes | str) -> bytes:
+    """A command as it goes over the wire."""
+    parts = [word.encode() if isinstance(word, str) else word for word in words]
+    data = b"*%d\r\n" % len(parts)
+    return data + b"".join(b"$%d\r\n%s\r\n" % (len(part), part) for part in parts)
+
+
 class RedisClient:
     """A connection. Every call may raise ConnectionLost, or TimeoutError."""
 
@@ -40,11 +47,8 @@ class RedisClient:
 
     def send(self, *words: bytes | str) -> None:
         """Sends a command and does not wait for its reply."""
-        parts = [word.encode() if isinstance(word, str) else word for word in words]
-        data = b"*%d\r\n" % len(parts)
-        data += b"".join(b"$%d\r\n%s\r\n" % (len(part), part) for part in parts)
         try:
-            self.socket.sendall(data)
+            self.socket.sendall(request(*words))
         except ConnectionError as error:
             raise ConnectionLost(str(error)) from error
 

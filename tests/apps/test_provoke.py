@@ -20,9 +20,12 @@ RECIPES = {
     path.parent.name: yaml.safe_load(path.read_text()) for path in CATALOGUE.glob("*/recipe.yml")
 }
 PROVOKABLE = sorted(name for name, recipe in RECIPES.items() if recipe["provoke"])
-#: The service of the fleet that runs a source package, as shipped and with the packaged fix.
-STOCK = {"redis": "redis", "memcached": "memcached"}
-FIXED = {"redis": "redis-fixed", "memcached": "memcached-fixed"}
+
+
+def service(name: str) -> str:
+    """The fleet's service to provoke; with `-fixed` behind it: the one with the packaged fix."""
+    source, server = RECIPES[name]["source"], RECIPES[name]["provoke"].get("server")
+    return f"{source}-{server}" if server else source
 
 
 def provoke(fleet: Fleet, host: str, name: str, *options: str) -> tuple[int, dict[str, str]]:
@@ -39,14 +42,18 @@ def provoke(fleet: Fleet, host: str, name: str, *options: str) -> tuple[int, dic
 @pytest.fixture(scope="module")
 def stock(ssh_fleet: FleetFactory) -> dict[str, tuple[Fleet, str]]:
     """A host of its own for each recipe: some provocations end the server."""
-    fleet = ssh_fleet(len(PROVOKABLE), "redis", "memcached")
-    return {name: (fleet, f"host{number:02d}") for number, name in enumerate(PROVOKABLE, 1)}
+    hosts = {}
+    for wanted in sorted({service(name) for name in PROVOKABLE}):
+        names = [name for name in PROVOKABLE if service(name) == wanted]
+        fleet = ssh_fleet(len(names), wanted)
+        hosts.update({n: (fleet, f"host{number:02d}") for number, n in enumerate(names, 1)})
+    return hosts
 
 
 @pytest.fixture(scope="module")
 def fixed(ssh_fleet: FleetFactory) -> functools.cache:  # type: ignore[type-arg]
-    """One host for each source package."""
-    return functools.cache(lambda source: ssh_fleet(1, FIXED[source]))
+    """One host for each service."""
+    return functools.cache(lambda wanted: ssh_fleet(1, f"{wanted}-fixed"))
 
 
 @pytest.mark.parametrize("name", PROVOKABLE)
@@ -60,7 +67,7 @@ def test_a_stock_service_is_vulnerable(name: str, stock: dict[str, tuple[Fleet, 
 
 @pytest.mark.parametrize("name", PROVOKABLE)
 def test_the_packaged_fix_is_fixed(name: str, fixed: functools.cache) -> None:  # type: ignore[type-arg]
-    code, seen = provoke(fixed(RECIPES[name]["source"]), "host01", name)
+    code, seen = provoke(fixed(service(name)), "host01", name)
     assert code == 0, seen
     assert set(seen.values()) == {"fixed"}
 

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import time
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from . import namespaces
@@ -44,6 +44,7 @@ class Service:
     ready: int
     suite: str
     configure: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    certificate: str | None = None
 
 
 def describe(name: str) -> Service:
@@ -62,6 +63,7 @@ def describe(name: str) -> Service:
         entry["ready"],
         entry.get("suite", SUITE),
         configure,
+        entry.get("certificate"),
     )
 
 
@@ -78,7 +80,7 @@ class HostPlan:
     services: Sequence[Service]
 
 
-def prepare(plan: HostPlan, root: pathlib.Path) -> None:
+def prepare(plan: HostPlan, root: pathlib.Path, certificates: Mapping[str, bytes]) -> None:
     """Everything in the host's root that is its own."""
     (root / "etc/hostname").write_text(f"{plan.name}\n")
     (root / "etc/hosts").write_text(
@@ -100,6 +102,19 @@ def prepare(plan: HostPlan, root: pathlib.Path) -> None:
         for name, lines in service.configure:
             with open(root / name.lstrip("/"), "a") as file:
                 file.write("".join(f"{line}\n" for line in lines))
+    for name, content in certificates.items():
+        # Readable by the service whatever its user is; nothing outside reaches it.
+        (root / name.lstrip("/")).write_bytes(content)
+
+
+def make_certificates(plan: HostPlan) -> dict[str, bytes]:
+    """Path in the host -> a new certificate, for the services that want one."""
+    places = [s.certificate for s in plan.services if s.certificate is not None]
+    if not places:
+        return {}
+    from .certificate import self_signed  # only services that speak TLS need what it needs
+
+    return {place: self_signed(plan.name) for place in places}
 
 
 def start(plan: HostPlan, record: Callable[[int], None]) -> int:
@@ -107,8 +122,12 @@ def start(plan: HostPlan, record: Callable[[int], None]) -> int:
     mountpoint = plan.place / "root"
     mountpoint.mkdir(parents=True, exist_ok=True)
 
+    certificates = make_certificates(plan)
+
     def become() -> None:
-        namespaces.enter_overlay(plan.root, mountpoint, lambda root: prepare(plan, root))
+        namespaces.enter_overlay(
+            plan.root, mountpoint, lambda root: prepare(plan, root, certificates)
+        )
         environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "container": "wfpatch-fleet"}
         os.execve("/bin/sh", ["wfpatch-fleet-init", "-c", INIT, plan.name], environment)
 
