@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The command line: `wfpatch-build debian|tree|recipe|survey|sign`.
+"""The command line: `wfpatch-build debian|tree|survey|matching|sign`.
 
 Exit codes: 0 done; 1 refused or failed, with a reason code; 2 wrong usage.
 """
@@ -7,6 +7,7 @@ Exit codes: 0 done; 1 refused or failed, with a reason code; 2 wrong usage.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import re
 import sys
@@ -19,6 +20,7 @@ from wfpatch_build import __version__
 from wfpatch_build.debian import BuildResult, build_debian
 from wfpatch_build.errors import Refusal
 from wfpatch_build.manifest import Description, Target, manifest, release_day, write_bundle
+from wfpatch_build.matching_survey import HEAD, Neighbours, cells, matching_survey
 from wfpatch_build.object_file import ObjectFile
 from wfpatch_build.pipeline import Change, check_expected
 from wfpatch_build.plain_tree import build_plain
@@ -26,6 +28,7 @@ from wfpatch_build.recipe import read_recipe
 from wfpatch_build.signing import sign
 from wfpatch_build.stock_symbols import METHODS
 from wfpatch_build.survey import survey, table
+from wfpatch_build.text_table import text_table
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -58,6 +61,21 @@ def _parser() -> argparse.ArgumentParser:
     look = verbs.add_parser("survey", help="how the functions of binaries could be armed")
     look.add_argument("elf", nargs="+", type=Path)
     look.add_argument("--json", action="store_true")
+
+    matching = verbs.add_parser(
+        "matching",
+        help="how much run-pre matching locates in a binary that an exact rebuild explains",
+    )
+    matching.add_argument("package", help="binary package")
+    matching.add_argument("--old", required=True, metavar="VERSION", help="the stock version")
+    matching.add_argument("--binary", metavar="PATH", help="installed path of the binary")
+    for option, metavar, text in (
+        ("--neighbour", "VERSION", "objects of this version too (a rebuild)"),
+        ("--patch", "FILE", "objects of the source with this patch too"),
+        ("--options", "OPTIONS", "objects with these compiler options behind the stock ones too"),
+    ):
+        matching.add_argument(option, action="append", default=[], metavar=metavar, help=text)
+    matching.add_argument("--json", action="store_true")
 
     signer = verbs.add_parser("sign", help="sign bundles")
     signer.add_argument("bundle", nargs="+", type=Path)
@@ -101,6 +119,18 @@ def _common(parser: argparse.ArgumentParser) -> None:
         help="the layout of this structure may change: it is never shared by old and new code",
     )
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def _matching(arguments: argparse.Namespace, say: Say) -> int:
+    neighbours = Neighbours(
+        tuple(arguments.neighbour), tuple(map(Path, arguments.patch)), tuple(arguments.options)
+    )
+    rows = matching_survey(arguments.package, arguments.old, arguments.binary, neighbours, say)
+    if arguments.json:
+        print(json.dumps([dataclasses.asdict(row) for row in rows], indent=2))
+    else:
+        print(text_table([HEAD, *map(cells, rows)], left=3))
+    return 1 if any(row.functions.wrong or row.data.wrong for row in rows) else 0
 
 
 def _description(arguments: argparse.Namespace) -> Description:
@@ -244,6 +274,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 else table(surveys)
             )
             return 0
+        if arguments.verb == "matching":
+            return _matching(arguments, say)
         for bundle in arguments.bundle:
             print(sign(bundle, arguments.key))
         return 0

@@ -31,11 +31,15 @@ SECTIONS = ("-ffunction-sections", "-fdata-sections", "-g")
 
 
 class Compiler:
-    """Compiles units of one build; objects go to ``scratch``, a directory of this machine."""
+    """Compiles units of one build; objects go to ``scratch``, a directory of this machine.
 
-    def __init__(self, build: BuildTree, scratch: Path) -> None:
+    ``options`` come behind the stock build's own.
+    """
+
+    def __init__(self, build: BuildTree, scratch: Path, options: Sequence[str] = ()) -> None:
         self.build = build
         self.scratch = scratch
+        self._options = (*SECTIONS, *options)
         # In a chroot the scratch directory is bound in; on this machine it is where it is.
         self._out = _OUT if build.sandbox.root else str(scratch)
 
@@ -66,7 +70,7 @@ class Compiler:
             return CompiledObject(kept.read_bytes(), f"{label}:{unit.source}")
         stem = re.sub(r"[^A-Za-z0-9_.-]", "_", unit.call.object_of(unit.source).lstrip("/"))
         name = f"{label}-{stem}"
-        arguments = unit.call.recompile(unit.source, f"{self._out}/{name}", SECTIONS)
+        arguments = unit.call.recompile(unit.source, f"{self._out}/{name}", self._options)
         code, _, errors = self._sandbox_run(tree, unit, arguments)
         if code:
             tail = errors.decode("utf-8", "replace").strip().splitlines()[-15:]
@@ -88,7 +92,7 @@ class Compiler:
         if self.build.objects is None:
             return None
         call = unit.call
-        name = key_of(call.directory, call.driver, call.arguments, unit.source, SECTIONS)
+        name = key_of(call.directory, call.driver, call.arguments, unit.source, self._options)
         return self.build.objects / f"{name}.o"
 
     def compile_all(self, jobs: Sequence[tuple[Unit, Path, str]]) -> list[CompiledObject]:

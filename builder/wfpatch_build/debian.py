@@ -13,10 +13,11 @@ from pathlib import Path
 
 from wfpatch_build import archive
 from wfpatch_build.archive import BinaryPackage
+from wfpatch_build.build_tree import BuildTree
 from wfpatch_build.cache import cache_root
 from wfpatch_build.errors import Refusal
 from wfpatch_build.exact_rebuild import rebuild
-from wfpatch_build.linked_objects import units_of, unstripped_binary
+from wfpatch_build.linked_objects import Unit, units_of, unstripped_binary
 from wfpatch_build.object_file import ObjectFile
 from wfpatch_build.pipeline import Change, Progress, Result, build_patch
 from wfpatch_build.section_identity import Identity, compare
@@ -137,6 +138,50 @@ def importable_names(image: ObjectFile, root: Path) -> Callable[[str], bool] | N
     return names.__contains__
 
 
+@dataclass(frozen=True)
+class RebuiltBinary:
+    """A stock binary, what the rebuild of its package made of it, and the units it has."""
+
+    stock_file: StockFile
+    image: ObjectFile
+    identity: Identity
+    build: BuildTree
+    unstripped: ObjectFile
+    units: tuple[Unit, ...]
+
+
+def rebuilt_binary(
+    name: str,
+    version: str,
+    binary: str | None,
+    suite: str | None = None,
+    progress: Progress = lambda text: None,
+) -> RebuiltBinary:
+    """Fetch a binary of package ``name`` at ``version`` and rebuild it. Raises Refusal."""
+    place = cache_root() / "download"
+    place.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=place) as directory:
+        scratch = Path(directory)
+        stock_file = find_stock_file(name, version, binary, scratch)
+        image = ObjectFile.load(stock_file.file)
+        package = stock_file.package
+        progress(f"{stock_file.path} of {package.package} {package.version}: {image.build_id}")
+        sources = archive.source_package(package.source, package.source_version, scratch / "source")
+        rebuilt = rebuild(suite or host_suite(), sources)
+        again = rebuilt.staged_file(stock_file.path)
+        if again is None:
+            raise Refusal("stock_mismatch", f"the rebuild installs no {stock_file.path}")
+        other = ObjectFile.load(again)
+        identity = compare(image, other)
+        progress(f"rebuilt {package.source} {package.source_version}: {identity.summary()}")
+        if other.build_id is None:
+            raise Refusal("no_build_id", f"the rebuilt {stock_file.path} has no build-id")
+        unstripped = unstripped_binary(rebuilt.build, other.build_id)
+        units = tuple(units_of(rebuilt.build, unstripped))
+    linked = ObjectFile.load(unstripped)
+    return RebuiltBinary(stock_file, image, identity, rebuilt.build, linked, units)
+
+
 def build_debian(
     name: str,
     version: str,
@@ -148,37 +193,17 @@ def build_debian(
 ) -> BuildResult:
     """Make a patch for a binary of package ``name`` at ``version``; ``method`` is one of
     stock_symbols.METHODS. Raises Refusal."""
-    suite = suite or host_suite()
-    place = cache_root() / "download"
-    place.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=place) as directory:
-        scratch = Path(directory)
-        stock_file = find_stock_file(name, version, binary, scratch)
-        image = ObjectFile.load(stock_file.file)
-        package = stock_file.package
-        progress(f"{stock_file.path} of {package.package} {package.version}: {image.build_id}")
-        sources = archive.source_package(package.source, package.source_version, scratch / "source")
-        rebuilt = rebuild(suite, sources)
-        again = rebuilt.staged_file(stock_file.path)
-        if again is None:
-            raise Refusal("stock_mismatch", f"the rebuild installs no {stock_file.path}")
-        other = ObjectFile.load(again)
-        identity = compare(image, other)
-        progress(f"rebuilt {package.source} {package.source_version}: {identity.summary()}")
-        if other.build_id is None:
-            raise Refusal("no_build_id", f"the rebuilt {stock_file.path} has no build-id")
-        unstripped = unstripped_binary(rebuilt.build, other.build_id)
-        units = units_of(rebuilt.build, unstripped)
-        stock, matched = symbols_by(
-            method, image, ObjectFile.load(unstripped), identity, rebuilt.build, units, progress
-        )
-        result = build_patch(
-            rebuilt.build,
-            units,
-            stock,
-            change,
-            "matched" if matched else "exact_rebuild",
-            importable_names(image, rebuilt.build.sandbox.root or Path("/")),
-            progress,
-        )
-    return BuildResult(image, identity, result, stock_file)
+    found = rebuilt_binary(name, version, binary, suite, progress)
+    stock, matched = symbols_by(
+        method, found.image, found.unstripped, found.identity, found.build, found.units, progress
+    )
+    result = build_patch(
+        found.build,
+        found.units,
+        stock,
+        change,
+        "matched" if matched else "exact_rebuild",
+        importable_names(found.image, found.build.sandbox.root or Path("/")),
+        progress,
+    )
+    return BuildResult(found.image, found.identity, result, found.stock_file)

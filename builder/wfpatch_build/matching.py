@@ -19,7 +19,7 @@ it, and the search begins anew without it: what is left is unresolved, never gue
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from wfpatch_build.candidates import Candidate, Candidates, Implied, Node
@@ -36,7 +36,8 @@ MAJORITY = 10
 @dataclass(frozen=True)
 class Matching:
     """``functions`` and ``data``: definition -> stock address (for thread-local data: offset from
-    the thread pointer); ``evidence`` says why, ``unresolved`` why not."""
+    the thread pointer); ``evidence`` says why, ``unresolved`` why not. ``alike``: function -> where
+    code is like it, whatever is known of other symbols."""
 
     image: ObjectFile
     definitions: Definitions
@@ -44,6 +45,7 @@ class Matching:
     data: Mapping[Definition, int]
     evidence: Mapping[Definition, str]
     unresolved: Mapping[Definition, str]
+    alike: Mapping[Definition, Collection[int]]
 
 
 @dataclass
@@ -354,6 +356,7 @@ class _Search:
             self.data,
             self.evidence,
             reasons,
+            self.candidates.of_function,
         )
 
     def _why_not_code(self, function: Definition) -> str:

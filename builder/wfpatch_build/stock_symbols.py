@@ -36,11 +36,14 @@ class UnitObjects:
     ranks: tuple[int, ...]
 
 
-def compile_units(build: BuildTree, units: Sequence[Unit]) -> UnitObjects:
-    """Compile all units of the unchanged tree; those that do not compile alone are left out
-    (assembler source, sources that the build removes again)."""
+def compile_units(
+    build: BuildTree, units: Sequence[Unit], options: Sequence[str] = ()
+) -> UnitObjects:
+    """Compile all units of the unchanged tree, with ``options`` behind the stock build's own; those
+    that do not compile alone are left out (assembler source, sources that the build removes again).
+    """
     with tempfile.TemporaryDirectory(dir=build.tree.parent, prefix=".wfpatch-units-") as scratch:
-        compiler = Compiler(build, Path(scratch))
+        compiler = Compiler(build, Path(scratch), options)
         found = compiler.compile_possible([(unit, build.tree, "old") for unit in units])
     kept: list[tuple[Unit, CompiledObject, int]] = []
     seen: dict[str, int] = {}

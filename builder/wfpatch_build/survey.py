@@ -17,6 +17,7 @@ from wfpatch_build.displacement import JUMP_LENGTH, NotRelocatable, first_instru
 from wfpatch_build.entry_analysis import EntryAnalysis, OldFunction
 from wfpatch_build.instructions import decode_one, ends_flow, is_valid
 from wfpatch_build.object_file import ObjectFile
+from wfpatch_build.text_table import text_table
 
 PAGE = 4096
 HEAP_CLEARANCE = (32 + 64) << 20
@@ -118,11 +119,4 @@ def table(surveys: Iterable[Survey]) -> str:
         rows.append(
             (item.name, str(item.functions), *(f"{item.share(count):.1f} %" for count in counts))
         )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if column == 0 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    )
+    return text_table(rows)

@@ -105,8 +105,8 @@ def write_files(directory: Path, files: Files) -> None:
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory, monkeypatch, request):
-    """Nothing that these tests make lands in the machine's cache, but for the slow ones'."""
-    if request.node.get_closest_marker("slow") is None:
+    """Nothing that these tests make lands in the machine's cache, but for rebuilt packages."""
+    if request.node.get_closest_marker("packages") is None:
         monkeypatch.setenv("WFPATCH_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 

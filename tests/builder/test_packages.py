@@ -2,7 +2,7 @@
 """Real packages: exact rebuilds, and the functions that real fixes replace.
 
 The patches are those of catalogue/ and some of the archive's newer source packages. Chroots and
-builds are taken from the machine's cache, or made (minutes).
+builds are taken from the machine's cache, or made (redis and memcached: minutes).
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from wfpatch_build.survey import survey
 CATALOGUE = ROOT / "catalogue"
 
 pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.timeout(3600),
+    pytest.mark.packages,
+    pytest.mark.timeout(1500),
     pytest.mark.skipif(os.geteuid() != 0, reason="debootstrap and chroot need root"),
 ]
 
