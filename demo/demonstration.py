@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 
@@ -56,14 +57,16 @@ class Demonstration:
             key = (host, process["pid"])
             self.stops[key] = max(self.stops.get(key, 0), tables.longest_stop(process))
 
-    def expect_states(self, report: dict, wanted: dict[str, str]) -> None:
+    def expect_states(
+        self, report: dict, wanted: dict[str, str], patches: Sequence[Recipe] = ()
+    ) -> None:
         """Every host's process of every service is in the report, and its patches are as wanted.
 
-        `wanted` gives the state by host.
+        `wanted` gives the state by host; `patches` are all unless some are given.
         """
         found = processes(report)
         for host, state in wanted.items():
-            for patch in self.plan.recipes:
+            for patch in patches or self.plan.recipes:
                 pid = self.fleet.host(host).services[patch.source]
                 states = [
                     entry["state"]
@@ -74,7 +77,8 @@ class Demonstration:
                 ]
                 if states != [state]:
                     raise Failure(f"{host} {patch.source}[{pid}] {patch.id}: {states}, not {state}")
-        say(f"ok: every patch is {' / '.join(dict.fromkeys(wanted.values()))} in every process")
+        named = ", ".join(patch.id for patch in patches) or "every patch"
+        say(f"ok: {named} is {' / '.join(dict.fromkeys(wanted.values()))} in every process")
 
     def expect_same_processes(self) -> None:
         """No service was restarted."""
@@ -134,7 +138,8 @@ class Demonstration:
         expect(set(again.changed.values()) == {0}, "changed=0 on every host")
 
         last = self.hosts[-1]
-        step(f"playbooks/revert.yml on {last}: the newest patch first")
+        self.revert_stacked(last)
+        step(f"playbooks/revert.yml on {last}: the patches that are left")
         with self.loads.in_phase("patching"):
             report = self.playbooks.succeed("revert", "--limit", last, hosts=[last]).report
         self.keep_stops(report)
@@ -167,6 +172,31 @@ class Demonstration:
         self.gdb_agrees(report)
         self.expect_same_processes()
         self.finish(report)
+
+    def revert_stacked(self, host: str) -> None:
+        """Patches that require another are reverted first: the other way round is refused."""
+        stacked = [patch for patch in self.plan.recipes if patch.requires]
+        under = [name for patch in stacked for name in patch.requires]
+        expect(bool(stacked), f"{', '.join(patch.id for patch in stacked)} requires another patch")
+        step(f"playbooks/revert.yml on {host}: {', '.join(under)} may not go before it")
+        refused = self.playbooks.run("revert", "--limit", host, wfpatch_ids=under)
+        expect(refused.code != 0, "playbooks/revert.yml does not exit 0")
+        reasons = {entry["reason"] for entry in (refused.report or {"hosts": []})["hosts"]}
+        expect(reasons == {"still_required"}, "the reason is still_required")
+        status = self.playbooks.run("status", "--limit", host)
+        self.expect_states(status.report, {host: "patched"})
+
+        step(f"playbooks/revert.yml on {host}: the one that requires another, first")
+        with self.loads.in_phase("patching"):
+            own = [patch.id for patch in stacked]
+            run = self.playbooks.succeed("revert", "--limit", host, hosts=[host], wfpatch_ids=own)
+        self.keep_stops(run.report)
+        status = self.playbooks.run("status", "--limit", host)
+        for patch in self.plan.recipes:
+            state = "vulnerable" if patch in stacked else "patched"
+            self.expect_states(status.report, {host: state}, [patch])
+        for name in under:
+            provoke(self.fleet, host, checkout.recipe(name), FIXED)
 
     def finish(self, report: dict) -> None:
         """The tables and the clients' verdict."""
@@ -254,6 +284,8 @@ def demonstrate(name: str) -> int:
                     "wfpatch_patches": folders,
                     "wfpatch_ids": applied_order(plan.recipes),
                     "wfpatch_signers_file": str(signers),
+                    # One line for each step, also where the output is no terminal.
+                    "wfpatch_progress": "always",
                 }
                 playbooks = Playbooks(fleet.inventory, variables)
                 Demonstration(plan, fleet, loads, playbooks).run()

@@ -18,7 +18,7 @@ from .backend.selection import select_backend
 from .bundle import Bundle
 from .discovery import Target, find_targets
 from .errors import Refused, WfpatchError
-from .report import IN_FORCE, CveReport, ProcessReport, Result, printable, worst
+from .report import IN_FORCE, CveReport, FunctionReport, ProcessReport, Result, printable, worst
 from .revert import revert_patch
 from .store import Store
 from .verify import blocked_report, inspect_process
@@ -104,6 +104,7 @@ def _merge(reports: Sequence[ProcessReport]) -> tuple[ProcessReport, ...]:
             report = replace(
                 report,
                 patches=tuple(states.values()),
+                functions=_functions(earlier, report),
                 timings_us=timings,
                 stops=(earlier.stops + report.stops)[:256],
                 stops_count=earlier.stops_count + report.stops_count,
@@ -115,6 +116,12 @@ def _merge(reports: Sequence[ProcessReport]) -> tuple[ProcessReport, ...]:
         replace(report, state=worst((patch.state for patch in report.patches), report.state))
         for report in merged.values()
     )
+
+
+def _functions(earlier: ProcessReport, later: ProcessReport) -> tuple[FunctionReport, ...]:
+    """Each function once, with the later word on it: a plan names those of one patch only."""
+    found = {function.entry: function for function in (*earlier.functions, *later.functions)}
+    return tuple(found.values())
 
 
 def _sum(first: int | None, second: int | None) -> int | None:

@@ -13,6 +13,9 @@ import typing as t
 from ansible.errors import AnsibleError
 from ansible.plugins.action import ActionBase
 from ansible_collections.wfpatch.fleet.plugins.plugin_utils._controller_bundles import locate
+from ansible_collections.wfpatch.fleet.plugins.plugin_utils._missing_interpreter import (
+    name_missing_interpreter,
+)
 from ansible_collections.wfpatch.fleet.plugins.plugin_utils._staged_file import staged_file
 from ansible_collections.wfpatch.fleet.plugins.plugin_utils._task_arguments import task_arguments
 
@@ -50,6 +53,6 @@ class ActionModule(ActionBase):
                     module_args={**args, "staged": staged},
                     task_vars=variables,
                 )
-        result.update(outcome)
+        result.update(name_missing_interpreter(outcome))
         result.setdefault("reason", None)
         return result

@@ -83,14 +83,18 @@ class ActionModule(ActionBase):
             with staged_file(self, locate(self, args["applier_src"])) as staged:
                 outcome = self._call(args, staged=staged)
         if "result" in outcome:
-            self._progress.step("plan", outcome["result"], self._ids)
+            self._show_plan(args, outcome["result"])
         return outcome
+
+    def _show_plan(self, args: Values, result: Values) -> None:
+        revert = args.get("state", "applied") == "reverted"
+        self._progress.step("plan_revert" if revert else "plan", result, self._ids)
 
     def _in_steps(self, args: Values) -> Values:
         outcome = self._call(args, plan=True)
         if "result" not in outcome:
             return outcome
-        self._progress.step("plan", outcome["result"], self._ids)
+        self._show_plan(args, outcome["result"])
         if outcome.get("failed") or not outcome["changed"]:
             # Refused, or nothing to do: the applier says so itself, and writes down what is wanted.
             return self._call(args)
@@ -124,7 +128,7 @@ class ActionModule(ActionBase):
         """One patch, loaded, armed and finished; the outcome's result includes ``so_far``."""
         last = args.get("until", "finish")
         for step in STEPS[: STEPS.index(last) + 1] if last in STEPS else STEPS:
-            outcome = self._merged(so_far, self._call(args, until=step))
+            outcome = self._merged(so_far, self._call(args, until=step), keep=True)
             so_far = outcome.get("result", so_far)
             if "result" not in outcome or outcome.get("failed"):
                 return outcome
@@ -139,13 +143,18 @@ class ActionModule(ActionBase):
             self._progress.step(step, result, ids)
 
     @staticmethod
-    def _merged(earlier: Values | None, outcome: Values) -> Values:
+    def _merged(earlier: Values | None, outcome: Values, keep: bool = False) -> Values:
         if earlier is None:
             return outcome
         if "result" not in outcome:
             return {**outcome, "changed": earlier["changed"]}
-        merged = merge_results(earlier, outcome["result"])
-        return {**outcome, "result": merged, "changed": merged["changed"]}
+        merged = merge_results(earlier, outcome["result"], keep)
+        return {
+            **outcome,
+            "result": merged,
+            "state": merged["state"],
+            "changed": merged["changed"],
+        }
 
     def _verified(self, args: Values, outcome: Values) -> Values:
         """The outcome, with the word of a second reading of live memory."""

@@ -6,6 +6,9 @@ from __future__ import annotations
 
 import typing as t
 
+from ansible_collections.wfpatch.fleet.plugins.plugin_utils._missing_interpreter import (
+    name_missing_interpreter,
+)
 from ansible_collections.wfpatch.fleet.plugins.plugin_utils._schemas import problems
 
 MAX_LISTED = 20
@@ -16,7 +19,7 @@ def check_result(outcome: dict[str, t.Any]) -> dict[str, t.Any]:
     and fails the task.
     """
     if "result" not in outcome:
-        return outcome
+        return name_missing_interpreter(outcome)
     found = problems("result", outcome["result"])
     if not found:
         return outcome

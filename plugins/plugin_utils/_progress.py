@@ -17,6 +17,9 @@ display = Display()
 # plugins before it forks them.
 STDOUT_IS_TERMINAL = sys.stdout.isatty()
 
+#: Of a patch that is in memory, if only in parts.
+IN_FORCE = ("patched", "pending", "partial")
+
 
 def milliseconds(microseconds: int | None) -> str:
     """A duration as people read it; a dash where nothing was measured."""
@@ -39,6 +42,12 @@ def _plan(process: dict[str, t.Any]) -> str:
         f"plan: {arming_ways(process)}, {process['threads']['total']} threads, policy "
         f"{process['policy'] or '-'}"
     )
+
+
+def _plan_revert(process: dict[str, t.Any]) -> str:
+    if not any(patch["state"] in IN_FORCE for patch in process["patches"]):
+        return "plan: is not in force, nothing to do"
+    return f"plan: goes back, {process['threads']['total']} threads"
 
 
 def _load(process: dict[str, t.Any]) -> str:
@@ -78,6 +87,7 @@ def _verify(process: dict[str, t.Any]) -> str:
 
 STEPS: dict[str, t.Callable[[dict[str, t.Any]], str]] = {
     "plan": _plan,
+    "plan_revert": _plan_revert,
     "load": _load,
     "arm": _arm,
     "threads": _threads,
@@ -108,13 +118,16 @@ class Progress:
         for cve in result["cves"]:
             cves[cve["patch"]].append(cve["id"])
         for process in result["processes"]:
+            if process["reason"] and step == "threads":
+                continue  # "finish" says it
             named = [patch["id"] for patch in process["patches"] if patch["id"] in ids]
             what = ", ".join(label for patch in named for label in cves.get(patch) or [patch])
             who = f"{printable(process['comm'])}[{process['pid']}]"
             text = (
                 STEPS[step](process)
                 if not process["reason"]
-                else f"{step}: {process['state']}, {process['reason']}: {process['message']}"
+                else f"{step.partition('_')[0]}: {process['state']}, {process['reason']}: "
+                f"{process['message']}"
             )
             self.line(printable(f"{who} {what}: {text}" if what else f"{who}: {text}"))
             for straggler in process["threads"]["stragglers"] if step == "finish" else ():

@@ -88,9 +88,11 @@ def play(
     inventory: pathlib.Path,
     folder: pathlib.Path,
     *options: str,
+    prefix: Sequence[str] = (),
     **variables: Any,
 ) -> Run:
-    """Runs playbooks/NAME.yml on the inventory."""
+    """Runs playbooks/NAME.yml on the inventory; `prefix` is a command line that runs it elsewhere,
+    such as a network namespace."""
     report = folder / f"{name}.report.json"
     report.unlink(missing_ok=True)
     settings = json.dumps({**variables, "wfpatch_report": str(report)})
@@ -102,7 +104,7 @@ def play(
     }
     done = subprocess.run(
         [
-            *(COMMANDS / "ansible-playbook", TOP / "playbooks" / f"{name}.yml"),
+            *(*prefix, COMMANDS / "ansible-playbook", TOP / "playbooks" / f"{name}.yml"),
             *("-i", inventory, "-e", settings, *options),
         ],
         capture_output=True,

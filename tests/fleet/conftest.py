@@ -11,6 +11,8 @@ from __future__ import annotations
 import pathlib
 import sys
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
+HERE = pathlib.Path(__file__).resolve().parent
+# Its own parts, and what tests with real services know of running playbooks.
+sys.path[:0] = [str(HERE), str(HERE.parent / "apps")]
 
 pytest_plugins = ["sshfleet.fixture"]

@@ -50,6 +50,7 @@ WHO = "h1 example\\x1b[812] CVE-2026-0001: "
     ("step", "line"),
     [
         ("plan", "plan: 4 functions (byte 2, swap 1), 6 threads, policy auto"),
+        ("plan_revert", "plan: goes back, 6 threads"),
         ("load", "loaded in 0.09 ms"),
         ("arm", "armed 4 functions (byte 2, swap 1)"),
         ("threads", "threads: 5 of 6 migrated, 5 quiescent, 1 stragglers"),
@@ -71,6 +72,23 @@ def test_a_refusal(lines):
     process = {**PROCESS, "state": "blocked", "reason": "gs_in_use", "message": "thread 9"}
     _progress.Progress("h1", "always").step("plan", {**RESULT, "processes": [process]}, ["b"])
     assert lines == ["h1 example\\x1b[812] b: plan: blocked, gs_in_use: thread 9"]
+
+
+def test_a_refusal_to_go_back_is_told_once(lines):
+    process = {**PROCESS, "state": "blocked", "reason": "still_required", "message": "by b"}
+    progress = _progress.Progress("h1", "always")
+    for step in ("threads", "finish"):
+        progress.step(step, {**RESULT, "processes": [process]}, ["a"])
+    assert lines[0] == WHO + "finish: blocked, still_required: by b"
+    assert len([line for line in lines if "still_required" in line]) == 1
+
+
+def test_a_plan_to_go_back_with_nothing_to_do(lines):
+    process = {**PROCESS, "patches": [{"id": "a", "state": "vulnerable"}]}
+    _progress.Progress("h1", "always").step(
+        "plan_revert", {**RESULT, "processes": [process]}, ["a"]
+    )
+    assert lines == [WHO + "plan: is not in force, nothing to do"]
 
 
 @pytest.mark.parametrize(
