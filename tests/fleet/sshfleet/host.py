@@ -138,7 +138,9 @@ def enter(pid: int, *words: str, network_only: bool = False) -> list[str]:
     """The command that runs `words` in the host as root, or here but in the host's network."""
     if network_only:
         return ["nsenter", f"--net=/proc/{pid}/ns/net", *words]
-    return ["nsenter", "--target", str(pid), "--all", *words]
+    # Its root is asked for by name: that of its mount namespace is another one where this runs in a
+    # chroot, whose pivot_root leaves the namespace's own root alone.
+    return ["nsenter", "--target", str(pid), "--all", "--root", *words]
 
 
 def wait_for_port(pid: int, address: str, port: int, timeout: float) -> None:
