@@ -22,7 +22,7 @@ from .live_region import LiveRegion
 from .load import load
 from .observe import HeldRow, Observer, observer, pauses
 from .outcome import Outcome
-from .plan import Plan, make_plan
+from .plan import ManifestOf, Plan, make_plan, unknown
 from .report import ProcessReport, Stop, Timings
 from .rows import ensure_free
 from .thread_stack import Threads
@@ -95,6 +95,7 @@ def plan_patch(
     earlier: Sequence[Bundle],
     policy: str | None,
     include_init: bool,
+    manifest_of: ManifestOf = unknown,
 ) -> tuple[ProcessReport, bool]:
     """What apply would do to the process, after ``earlier`` patches; nothing is written."""
     with open_process(backend, target) as process:
@@ -103,7 +104,9 @@ def plan_patch(
             return inspect(process, (bundle,), backend.name), False
         if _require_no_transition(process, bundle):
             return inspect(process, (bundle,), backend.name), True
-        plan = make_plan(process, bundle, policy, [item.manifest.id for item in earlier])
+        plan = make_plan(
+            process, bundle, policy, [item.manifest.id for item in earlier], manifest_of
+        )
         return planned_report(process, plan, backend.name), True
 
 
@@ -115,6 +118,7 @@ def apply_patch(
     timeout: int | None = None,
     until: str = "finish",
     include_init: bool = False,
+    manifest_of: ManifestOf = unknown,
 ) -> tuple[ProcessReport, bool]:
     """Apply one patch to one process; returns the report and whether anything was changed.
 
@@ -131,7 +135,7 @@ def apply_patch(
         elif _in_force(process, bundle):
             return inspect(process, (bundle,), backend.name), False
         else:
-            plan = make_plan(process, bundle, policy)
+            plan = make_plan(process, bundle, policy, manifest_of=manifest_of)
             ensure_free(process)
             live = load(process, plan)
             _begin(process, live, plan, seconds)

@@ -40,6 +40,7 @@ EXIT_OF_REASON = {
     "header_corrupt": 5,
     "busy": 6,
     "no_matching_process": 7,
+    "build_id_mismatch": 7,
     "applier_failed": 1,
     "target_exited": 1,
     "target_changed": 1,

@@ -42,7 +42,6 @@ REASONS: dict[str, str] = {
     "no_matching_process": "no running process maps an object this patch is for",
     "no_permission": "the applier lacks a privilege",
     "not_64bit": "the process is not a 64-bit x86-64 process",
-    "not_applied": "the patch is not in force in the process",
     "not_reached": "the run ended before it came to the host",
     "object_malformed": "an ELF object mapped in the process is damaged or hostile",
     "old_code_mismatch": "the code in memory is not the code the patch was built against",

@@ -18,6 +18,7 @@ from .backend.selection import select_backend
 from .bundle import Bundle
 from .discovery import Target, find_targets
 from .errors import Refused, WfpatchError
+from .manifest import Manifest
 from .report import IN_FORCE, CveReport, FunctionReport, ProcessReport, Result, printable, worst
 from .revert import revert_patch
 from .store import Store
@@ -134,6 +135,16 @@ class Host:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self._manifests: dict[str, Manifest | None] = {}
+
+    def _manifest(self, patch_id: str) -> Manifest | None:
+        """The manifest of a patch that is in force, None when the store has no sound bundle."""
+        if patch_id not in self._manifests:
+            try:
+                self._manifests[patch_id] = self._store.bundle(patch_id).manifest
+            except WfpatchError:
+                self._manifests[patch_id] = None
+        return self._manifests[patch_id]
 
     def _bundles(self, patches: Sequence[str]) -> tuple[Bundle, ...]:
         return in_order([self._store.bundle(patch) for patch in patches])
@@ -173,12 +184,18 @@ class Host:
             for bundle, _ in missing
         ]
 
-    def _revertible(self, bundles: Sequence[Bundle], options: Options) -> list[str]:
-        """As _require_targets; a patch without a process is out of force already."""
+    def _found(
+        self, bundles: Sequence[Bundle], options: Options
+    ) -> tuple[list[str], Refused | None]:
+        """As _require_targets; without any process the error is returned, not raised.
+
+        Nothing to patch is an outcome (not_affected) that a caller may have foreseen; to a revert
+        it is none at all, since a patch without a process is out of force.
+        """
         try:
-            return self._require_targets(bundles, options)
+            return self._require_targets(bundles, options), None
         except Refused as error:
-            return [error.message]
+            return [error.message], error
 
     def plan(self, patches: Sequence[str], options: Options) -> Result:
         """What apply would do; nothing is written and no thread is stopped."""
@@ -196,7 +213,13 @@ class Host:
                 before.append(inspect_process(backend, target, (bundle,)))
                 report, would_change = _guard(
                     lambda target=target, bundle=bundle, earlier=earlier: plan_patch(  # type: ignore[misc]
-                        backend, target, bundle, earlier, options.policy, options.include_init
+                        backend,
+                        target,
+                        bundle,
+                        earlier,
+                        options.policy,
+                        options.include_init,
+                        self._manifest,
                     ),
                     lambda error, target=target, bundle=bundle: (  # type: ignore[misc]
                         blocked_report(backend, target, bundle, error),
@@ -211,7 +234,7 @@ class Host:
         """Bring ``patches`` into force in every process that maps their objects."""
         with self._store.lock(options.wait):
             bundles = self._bundles(patches)
-            warnings = self._revertible(bundles, options)
+            warnings, nobody = self._found(bundles, options)
             backend = select_backend(options.backend)
             changed = False
             unhealthy = ""
@@ -245,6 +268,8 @@ class Host:
             result = self._result(changed, bundles, before, reports, warnings, backend)
             if unhealthy and result.reason is None:
                 result = replace(result, reason="health_check_failed", message=unhealthy)
+            if nobody is not None and not reports:
+                result = replace(result, reason=nobody.reason, message=nobody.message)
             return result
 
     def _want(self, patch_id: str) -> bool:
@@ -263,6 +288,7 @@ class Host:
                 timeout=options.timeout,
                 until=options.until,
                 include_init=options.include_init,
+                manifest_of=self._manifest,
             ),
             lambda error: (blocked_report(backend, target, bundle, error), False),
         )
@@ -306,7 +332,7 @@ class Host:
         """Take ``patches`` out of force, those that require others first."""
         with self._store.lock(options.wait):
             bundles = tuple(reversed(self._bundles(patches)))
-            warnings = self._revertible(bundles, options)
+            warnings, _ = self._found(bundles, options)
             backend = select_backend(options.backend)
             changed = False
             before: list[ProcessReport] = []
@@ -318,7 +344,7 @@ class Host:
                     before.append(inspect_process(backend, target, (bundle,)))
                     report, did = _guard(
                         lambda target=target, bundle=bundle: revert_patch(  # type: ignore[misc]
-                            backend, target, bundle, options.timeout
+                            backend, target, bundle, options.timeout, self._manifest
                         ),
                         lambda error, target=target, bundle=bundle: (  # type: ignore[misc]
                             blocked_report(backend, target, bundle, error),

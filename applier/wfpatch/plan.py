@@ -5,8 +5,9 @@ stops a thread."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Optional
 
 from .arming import (
     ArmingPlan,
@@ -24,6 +25,7 @@ from .link import STUB_SIZE, LinkedPatch, link
 from .live_process import LiveProcess
 from .live_region import LiveRegion
 from .machine_code import ContinuationTemplate, continuation
+from .manifest import Manifest
 from .patch_elf import PatchElf, ReplacedFunction
 from .region import PAGE, Region, RegionLayout, choose_base
 from .region_header import NewCode, PatchNote, Piece, Slot
@@ -31,10 +33,18 @@ from .run_pre import require_old_code
 from .syscalls import NR_ARCH_PRCTL, NR_SIGALTSTACK, system_call
 from .tail_calls import modes, strictest
 
+ManifestOf = Callable[[str], Optional[Manifest]]
+"""id -> manifest of a patch, None when the store has no sound bundle of it."""
+
 AT_HWCAP2 = 26
 HWCAP2_FSGSBASE = 1 << 1
 CONTINUATION_ALIGNMENT = 16
 CODE_ALIGNMENT = 64
+
+
+def unknown(_: str) -> Manifest | None:
+    """No store at hand."""
+    return None
 
 
 @dataclass(frozen=True)
@@ -150,9 +160,14 @@ def _require_stub_calls(process: LiveProcess) -> None:
             )
 
 
-def require_relations(process: LiveProcess, bundle: Bundle, others: Sequence[str] = ()) -> None:
+def require_relations(
+    process: LiveProcess,
+    bundle: Bundle,
+    others: Sequence[str] = (),
+    manifest_of: ManifestOf = unknown,
+) -> None:
     """Refuse by what is in force (or, in a plan of several, will be): required_patch_missing,
-    conflict, superseded."""
+    conflict, superseded. ``manifest_of`` gives the manifests of those, where it can."""
     manifest = bundle.manifest
     in_force = {note.id for note in process.patches()} | set(others)
     missing = [patch for patch in manifest.requires if patch not in in_force]
@@ -163,7 +178,17 @@ def require_relations(process: LiveProcess, bundle: Bundle, others: Sequence[str
             f"{process.target.pid}; apply it first, or name both",
             missing=missing,
         )
-    conflicts = [patch for patch in manifest.conflicts if patch in in_force]
+    theirs = [found for found in map(manifest_of, sorted(in_force)) if found is not None]
+    superseding = [other.id for other in theirs if manifest.id in other.supersedes]
+    if superseding:
+        raise Refused(
+            "superseded",
+            f"{manifest.id} is needless in process {process.target.pid}: "
+            f"{', '.join(superseding)}, which is in force, supersedes it",
+            superseded_by=superseding,
+        )
+    against = {other.id for other in theirs if manifest.id in other.conflicts}
+    conflicts = sorted(against | (in_force & set(manifest.conflicts)))
     if conflicts:
         raise Refused(
             "conflict",
@@ -285,13 +310,17 @@ def make_plan(
     bundle: Bundle,
     policy: str | None = None,
     others: Sequence[str] = (),
+    manifest_of: ManifestOf = unknown,
 ) -> Plan:
-    """Plan ``bundle`` for a process without an open transition; raises Refused with the reason."""
+    """Plan ``bundle`` for a process without an open transition; raises Refused with the reason.
+
+    ``others`` are patches that will be in force by then, ``manifest_of`` as for require_relations.
+    """
     chosen = policy or bundle.manifest.policy
     patch = bundle.patch
     live = process.region
     slots = live.header.slots if live else ()
-    require_relations(process, bundle, others)
+    require_relations(process, bundle, others, manifest_of)
     require_policy(process, bundle, chosen)
     require_old_code(
         process.session.memory,

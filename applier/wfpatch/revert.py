@@ -11,6 +11,7 @@ from .errors import Refused
 from .live_process import LiveProcess, open_process
 from .live_region import LiveRegion
 from .outcome import Outcome
+from .plan import ManifestOf, unknown
 from .report import ProcessReport
 from .rows import ensure_free
 from .transition import abandon, current_note, note_transition
@@ -43,10 +44,33 @@ def _require_not_needed(process: LiveProcess, live: LiveRegion, bundle: Bundle) 
             )
 
 
+def _require_not_required(process: LiveProcess, bundle: Bundle, manifest_of: ManifestOf) -> None:
+    """Refuse still_required for what a patch in force says it requires, in any object."""
+    needing = []
+    for note in process.patches():
+        manifest = manifest_of(note.id)
+        if manifest is not None and bundle.manifest.id in manifest.requires:
+            needing.append(note.id)
+    if needing:
+        raise Refused(
+            "still_required",
+            f"{', '.join(needing)} in process {process.target.pid} requires "
+            f"{bundle.manifest.id}; revert {needing[-1]} first, or name both",
+            required_by=needing[-1],
+        )
+
+
 def revert_patch(
-    backend: Backend, target: Target, bundle: Bundle, timeout: int | None = None
+    backend: Backend,
+    target: Target,
+    bundle: Bundle,
+    timeout: int | None = None,
+    manifest_of: ManifestOf = unknown,
 ) -> tuple[ProcessReport, bool]:
-    """Revert one patch in one process; not in force is success without a change."""
+    """Revert one patch in one process; not in force is success without a change.
+
+    ``manifest_of`` tells what the patches in force require, where the store has them.
+    """
     with open_process(backend, target) as process:
         process.session.check(allow_init=True)
         seconds = timeout if timeout is not None else bundle.manifest.transition_timeout
@@ -55,7 +79,7 @@ def revert_patch(
         outcome: Outcome | None = None
         changed = False
         if live is not None:
-            changed, outcome = _revert(process, live, bundle, seconds)
+            changed, outcome = _revert(process, live, bundle, seconds, manifest_of)
         if changed:
             clock.transition = clock.lap()
         report = inspect(process, (bundle,), backend.name, timings=clock.timings(), outcome=outcome)
@@ -63,7 +87,11 @@ def revert_patch(
 
 
 def _revert(
-    process: LiveProcess, live: LiveRegion, bundle: Bundle, timeout: int
+    process: LiveProcess,
+    live: LiveRegion,
+    bundle: Bundle,
+    timeout: int,
+    manifest_of: ManifestOf,
 ) -> tuple[bool, Outcome | None]:
     opened = process.in_transition
     if opened is not None and opened is not live:
@@ -95,6 +123,7 @@ def _revert(
     if bundle.digest not in [note.digest for note in patches]:
         return False, None
     _require_not_needed(process, live, bundle)
+    _require_not_required(process, bundle, manifest_of)
     ensure_free(process)
     remaining = tuple(note for note in patches if note.digest != bundle.digest)
     policy = bundle.manifest.policy if bundle.manifest.policy != "points" else "auto"

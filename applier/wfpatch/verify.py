@@ -289,7 +289,7 @@ def inspect(
             + (f"; and {len(findings.damage) - 6} more" if len(findings.damage) > 6 else "")
         )
     elif outcome is not None and not outcome.complete:
-        reason = "stragglers"
+        reason = "global_quiescence_timeout" if policy == "global" else "stragglers"
         message = f"{len(outcome.stragglers)} thread(s) keep the transition open"
         patches = tuple(
             PatchState(patch.id, "partial" if patch.state == "pending" else patch.state)

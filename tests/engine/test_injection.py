@@ -11,7 +11,7 @@ import pytest
 from chosen_thread import DATA_SIZE, PLACE, TEXT, map_place, open_chosen, unmap_place
 from wfpatch import injection, sigframe
 from wfpatch.backend import Runner
-from wfpatch.errors import Failed
+from wfpatch.errors import Failed, Refused
 from wfpatch.injection import DONE, PENDING, RECORD, encode_records
 from wfpatch.maps import MemoryMap
 from wfpatch.sigframe import Gadgets
@@ -179,6 +179,23 @@ def test_a_static_program_has_what_is_needed(program, start):
 
 
 # Threads that must not be used, or not everywhere on their stacks
+
+
+def test_a_program_without_a_way_to_call_is_refused(program, start):
+    """No program here has none: one without a readable word of code stands in."""
+    process = start(program("threads"), 0)
+    session = open_chosen(process.pid)
+
+    class Blank:
+        pid = process.pid
+
+        @staticmethod
+        def read(address, size):
+            return bytes(size)
+
+    with pytest.raises(Refused) as caught:
+        injection.find_code(Blank, session.memory_map())
+    assert caught.value.reason == "injection_impossible"
 
 
 def test_alternate_stacks(program, start):

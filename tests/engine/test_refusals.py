@@ -10,16 +10,19 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import sample_patch
 from proof.bundles import SignedStore, make_key
 from wfpatch.backend import ptrace_requests
 from wfpatch.cli import EXIT_OF_REASON
+from wfpatch.errors import REASONS
 from wfpatch.maps import MemoryMap
 from wfpatch.region_header import MAGIC
 from wfpatch.strict_json import canonical
@@ -34,6 +37,11 @@ int other(int number);
 __attribute__((noinline)) int other(int number)
 { __asm__ volatile("" : "+r"(number)); return number + 20; }
 """
+
+
+#: The kernel writes into a thread's rseq area whenever it has been on another processor, after a
+#: stop too: that is no change of ours, so the programs have none.
+QUIET = {"GLIBC_TUNABLES": "glibc.pthread.rseq=0"}
 
 
 class World:
@@ -69,17 +77,24 @@ class World:
                 found[mapping.start, mapping.end, mapping.perms, mapping.path] = content
         return found
 
+    def settled(self):
+        """Its memory once it has come to rest."""
+        deadline = time.monotonic() + 20
+        before, now = None, self.memory()
+        while before != now:
+            assert time.monotonic() < deadline, "the program does not come to rest"
+            time.sleep(0.05)
+            before, now = now, self.memory()
+        return now
+
     def refused(self, reason, *words, tells="", store=None):
         """The command is refused for that reason, and nothing changed."""
-        before = self.memory()
+        before = self.settled()
         run = (store or self.store).run(*words)
         assert run.result is not None, run
         assert run.result["reason"] == reason, run
         assert run.code == EXIT_OF_REASON.get(reason, 3), run
         assert run.result["changed"] is False
-        assert run.result["state"] in ("blocked", "unknown", "vulnerable", "patched", "partial"), (
-            run
-        )
         assert tells in run.result["message"], run
         assert self.memory() == before
         return run
@@ -95,7 +110,7 @@ class World:
 @pytest.fixture
 def world(program, start, tmp_path):
     path = program("refused")
-    return World(path, start(path), tmp_path)
+    return World(path, start(path, env=QUIET), tmp_path)
 
 
 def test_what_is_refused_below_is_done_otherwise(world):
@@ -212,7 +227,7 @@ def test_an_unsupported_relocation(world):
     )
     changed = _change_relocation(elf, 11)
     world.store.add("fix", bytes(changed))
-    world.both_refused("unsupported_relocation", "fix", tells="11")
+    world.both_refused("unsupported_relocation", "fix", tells="R_X86_64_32S")
 
 
 def _change_relocation(elf, kind):
@@ -331,7 +346,7 @@ def test_a_filter_that_forbids(program, start, tmp_path, kind):
     path = program("seccomp_filter", "-g")
     source = "static void *sleeper(void *a);\nstatic void *sleeper(void *a) { return a; }\n"
     source += "void *keep(void) { return (void *)sleeper; }\n"
-    world = World(path, start(path, kind), tmp_path)
+    world = World(path, start(path, kind, env=QUIET), tmp_path)
     world.add(source=source, names=("sleeper",))
     world.both_refused("seccomp_forbids", "fix", tells="mmap")
     assert world.running.process.poll() is None
@@ -341,16 +356,12 @@ def test_process_one(world):
     """Of its pid namespace: patched only when asked for."""
     world.add()
     store = world.store
-    script = (
-        "import os, subprocess, sys\n"
-        "done = subprocess.run(sys.argv[1:], stdout=subprocess.PIPE, text=True)\n"
-    )
     command = store.command("apply", "fix", "--pid", 1)
     inner = (
         "mount -t proc proc /proc; "
-        f"({' '.join(command)}; echo code $?; kill -9 -1) </dev/null & exec {world.path}"
+        f"(sleep 1; {' '.join(command)}; echo code $?; kill -9 -1) </dev/null & "
+        f"exec {world.path} < <(sleep 60)"
     )
-    del script
     done = subprocess.run(
         ["unshare", "--pid", "--fork", "--mount", "--kill-child", "bash", "-c", inner],
         stdin=subprocess.PIPE,
@@ -458,7 +469,7 @@ def test_a_straggler(world):
     assert world.answers(3, 11)
     world.add("more", NEW_OTHER, ("other",))
     world.refused("transition_open", "apply", "more", "--pid", world.pid)
-    assert world.run("status").result["state"] == "partial"
+    assert world.run("status", "fix").result["state"] == "partial"
     assert world.running.ask("leave") == "left"
     run = world.run("apply", "fix")
     assert (run.code, run.result["state"]) == (0, "patched"), run
@@ -532,14 +543,29 @@ def test_a_header_that_is_not_ours(world, offset, data, reason, code):
     assert world.run("apply", "fix").code == 0
     at = _region(world)
     with open(f"/proc/{world.pid}/mem", "r+b", buffering=0) as memory:
-        saved = os.pread(memory.fileno(), 64 << 10, at)
-        places = [offset] if offset is not None else range(16, len(saved) - 64, 4096)
+        (mapping,) = [m for m in MemoryMap.read(world.pid) if m.start == at]
+        saved = os.pread(memory.fileno(), mapping.size, at)
+        copies = [found.start() for found in re.finditer(MAGIC, saved)]
+        assert len(copies) == 2
+        places = [copy + 96 for copy in copies] if offset is None else [offset]
         for place in places:
             os.pwrite(memory.fileno(), data, at + place)
         run = world.run("status")
         assert run.code == code, run
         assert (run.result["reason"], run.result["state"]) == (reason, "unknown"), run
         world.refused(reason, "apply", "fix", "--pid", world.pid)
-        os.pwrite(memory.fileno(), saved, at)
+        for place in places:
+            os.pwrite(memory.fileno(), saved[place : place + len(data)], at + place)
     assert world.run("verify").code == 0
     assert world.answers(3, 11)
+
+
+# Nothing is forgotten
+
+
+def test_every_reason_is_provoked_by_some_test():
+    """A new code needs a test that names it."""
+    tests = Path(__file__).parents[1]
+    text = "\n".join(path.read_text() for path in tests.rglob("test_*.py"))
+    never = [code for code in REASONS if f'"{code}"' not in text]
+    assert never == []

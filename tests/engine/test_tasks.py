@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 
 import pytest
 from wfpatch import tasks
-from wfpatch.errors import Failed
+from wfpatch.errors import Failed, Refused
 from wfpatch.syscalls import NR_EPOLL_WAIT
 from wfpatch.tasks import SharingProcesses, list_tasks, look, read_stat, status_fields
 
@@ -87,6 +88,19 @@ def test_an_id_may_be_given_to_one_that_shares(program, start, monkeypatch):
         patched.setattr(tasks, "read_proc", lambda _: b"")
         assert sharing.current() == [process.pid]
     assert sharing.current() == [process.pid, child]
+
+
+def test_a_kernel_that_cannot_tell(program, start, monkeypatch):
+    """No kernel here lacks kcmp(2): its answer stands in."""
+    process = start(program("threads"), 0)
+
+    def missing(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(tasks, "same_memory", missing)
+    with pytest.raises(Refused) as caught:
+        list_tasks(process.pid)
+    assert caught.value.reason == "kernel_unsupported"
 
 
 def test_fields_of_a_status(program, start):
