@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import load_client
-from load_client import LoadClient
+from load_client import LoadClient, LoadError
 from sshfleet.fleet import Fleet
 
 from .checkout import Plan
@@ -45,8 +45,9 @@ class Loads:
 
     def phase(self, name: str) -> None:
         """Counts from now on under that name."""
-        for client in self.clients.values():
-            client.phase(name)
+        for (host, service), client in self.clients.items():
+            with _answering(host, service, client):
+                client.phase(name)
 
     @contextlib.contextmanager
     def in_phase(self, name: str) -> Iterator[None]:
@@ -60,13 +61,25 @@ class Loads:
     def check(self) -> None:
         """Failure as soon as one client has a complaint."""
         for (host, service), client in self.clients.items():
-            verdict = client.verdict_so_far()
+            with _answering(host, service, client):
+                verdict = client.verdict_so_far()
             if verdict["verdict"] != "pass":
                 raise Failure(f"the load on {service} of {host}: {complaint(verdict)}")
 
     def stop(self) -> dict[tuple[str, str], dict[str, Any]]:
         """Ends them; the verdicts."""
         return {place: client.stop() for place, client in self.clients.items()}
+
+
+@contextlib.contextmanager
+def _answering(host: str, service: str, client: LoadClient) -> Iterator[None]:
+    """A client that gave up, since nobody serves it any more, says why in its verdict."""
+    try:
+        yield
+    except LoadError as error:
+        ended = client.process.poll() is not None
+        why = complaint(client.stop()) if ended else str(error)
+        raise Failure(f"the load on {service} of {host}: {why}") from error
 
 
 def complaint(verdict: dict[str, Any]) -> str:
