@@ -18,7 +18,6 @@ BRANCHES = frozenset(
         FlowControl.XBEGIN_XABORT_XEND,
     )
 )
-CALLS = frozenset((FlowControl.CALL, FlowControl.INDIRECT_CALL))
 # After these, control does not reach the next byte. EXCEPTION is ud2 and its kin; int3 is an
 # INTERRUPT to iced, but compilers emit it only where nothing may run on.
 ENDS_FLOW = frozenset(
@@ -58,8 +57,9 @@ def is_valid(instruction: Instruction) -> bool:
 
 
 def is_call(instruction: Instruction) -> bool:
-    """Whether it pushes a return address: a direct or indirect near call."""
-    return instruction.flow_control in CALLS
+    """Whether it pushes a return address: a direct or indirect near call (a system call, which
+    iced's flow control counts among the calls, does not)."""
+    return bool(instruction.is_call_near or instruction.is_call_near_indirect)
 
 
 def ends_flow(instruction: Instruction) -> bool:

@@ -316,10 +316,23 @@ def test_switches_and_computed_gotos_stay_inside_but_indirect_calls_leave(tmp_pa
 
 
 def test_a_piece_that_ends_in_a_call_says_so(assembled):
-    text = function("dies", "push %rax\n call other") + function("other", "ud2")
-    _, _, found = analysed(assembled, text, ["dies", "other"])
+    text = (
+        function("dies", "push %rax\n call other")
+        + function("other", "ud2")
+        + function("leaves", "mov $231, %eax\n syscall")
+        + function("through", "call *(%rdi)")
+    )
+    _, _, found = analysed(assembled, text, ["dies", "other", "leaves", "through"])
     assert found["dies"]["ends_in_call"] is True
+    assert found["through"]["ends_in_call"] is True
     assert found["other"]["ends_in_call"] is False
+    assert found["leaves"]["ends_in_call"] is False  # it pushes no return address
+
+
+def test_a_system_call_is_not_displaced_as_a_call(assembled):
+    text = function("asks", "syscall\n nopw 0(%rax)\n ret")
+    _, _, found = analysed(assembled, text, ["asks"])
+    assert found["asks"]["displaced"]["is_call"] is False
 
 
 def test_entries_inside_of_the_first_five_bytes(assembled):
