@@ -100,6 +100,7 @@ class ReplacedFunction:
     inner_entries: tuple[int, ...]
     migrate: str
     tail_edges: tuple[str, ...]
+    new_tail_edges: tuple[str, ...]
     entry: NewEntry
 
     @property

@@ -112,6 +112,7 @@ class Metadata:
             inner,
             fields.text("migrate", choices=_MIGRATE),
             fields.texts("tail_edges", MAX_FUNCTIONS + 1, MAX_NAME),
+            fields.texts("new_tail_edges", MAX_FUNCTIONS, MAX_NAME),
             entry,
         )
         fields.done()
@@ -293,6 +294,8 @@ def check_functions(functions: tuple[ReplacedFunction, ...], patched: PatchedObj
     for function in functions:
         if list(function.tail_edges) != sorted(set(function.tail_edges) & edges_known):
             malformed(f"tail edges of {function.name!r} are not names of replaced functions")
+        if list(function.new_tail_edges) != sorted(set(function.new_tail_edges) & names):
+            malformed(f"new tail edges of {function.name!r} are not names of replaced functions")
         for piece in function.all_pieces():
             end = piece.address + piece.size
             code.append((piece.address, end, f"{piece.kind} piece of {function.name!r}"))

@@ -30,15 +30,22 @@ def _is_jump(section: PatchSection, relocation: PatchRelocation) -> bool:
 
 
 def new_tail_edges(patch: PatchElf) -> dict[int, set[int]]:
-    """Direct jumps of new code to replaced functions: link-time address -> those it jumps to.
+    """Jumps of new code to replaced functions: link-time address -> those it jumps to.
 
-    A jump from code of the patch that is no replaced function's own section counts for all.
+    The direct ones are plain in the relocations, the indirect ones are what the builder says. A
+    jump from code of the patch that is no replaced function's own section counts for all.
     """
     by_address = {function.address for function in patch.functions}
+    by_name: dict[str, set[int]] = {}
+    for function in patch.functions:
+        by_name.setdefault(function.name, set()).add(function.address)
     owners: dict[int, list[int]] = {}
     for function in patch.functions:
         owners.setdefault(function.entry.section, []).append(function.address)
-    edges: dict[int, set[int]] = {address: set() for address in by_address}
+    edges: dict[int, set[int]] = {
+        function.address: set().union(*(by_name[name] for name in function.new_tail_edges))
+        for function in patch.functions
+    }
     for index, section in patch.sections.items():
         if not section.executable:
             continue

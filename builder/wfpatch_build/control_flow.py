@@ -99,6 +99,12 @@ def _indirect_jump(
     flow.leaves_anywhere = True
 
 
+def is_switch_jump(instructions: Sequence[Instruction], index: int) -> bool:
+    """Whether a jump through a register is a switch: table base + 32-bit table entry."""
+    register = _full(instructions[index].op0_register)
+    return _is_switch(instructions[max(0, index - _LOOK_BACK) : index], register)
+
+
 def _computed_goto(
     image: ObjectFile, before: Sequence[Instruction], load: Instruction, inside: Sequence[range]
 ) -> set[int]:

@@ -17,6 +17,7 @@ from wfpatch_build.displacement import NotRelocatable
 from wfpatch_build.elf_writer import write_relocatable
 from wfpatch_build.entry_analysis import EntryAnalysis, OldFunction, Piece, describe_functions
 from wfpatch_build.errors import Refusal
+from wfpatch_build.new_tail_jumps import new_tail_edges
 from wfpatch_build.object_change import ObjectChange
 from wfpatch_build.stock import Stock
 
@@ -141,9 +142,18 @@ def assemble(
         functions = describe_functions(analysis, [r.old for r in replaced])
     except NotRelocatable as error:
         raise Refusal("entry_not_relocatable", f"{image.name}: {error}") from error
+    entry_symbols = {symbol.name: symbol for symbol in carried.symbols.values()}
+    new_edges = new_tail_edges(
+        carried.sections,
+        {r.old.address: entry_symbols[name] for r, name in zip(replaced, entries, strict=True)},
+        {r.old.address: r.old.name for r in replaced},
+        carried.owners,
+        analysis.addresses_taken,
+    )
     old, mask = b"", b""
     for members, entry in zip(functions, entries, strict=True):
         members["symbol"] = entry
+        members["new_tail_edges"] = new_edges[members["address"]]
         for piece in (members, *members["pieces"]):
             piece["old_offset"] = len(old)
             content = image.read(piece["address"], piece["size"])

@@ -546,6 +546,7 @@ def _metadata(
                 "padding": analysis.padding(main, old.read, entries),
                 "inner_entries": analysis.inner_entries(main, every[1:], [e[0] for e in entries]),
                 "tail_edges": edges[name],
+                "new_tail_edges": [],
             }
         )
     rules = analysis.migrate_rules(edges)

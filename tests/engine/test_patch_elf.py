@@ -165,6 +165,7 @@ MALFORMED_META = {
     "no functions": _set("functions", []),
     "unknown migrate rule": _set("functions", 0, "migrate", "sometimes"),
     "tail edge to nowhere": _set("functions", 0, "tail_edges", ["nothing"]),
+    "new tail edge to anywhere": _set("functions", 0, "new_tail_edges", ["*"]),
     "old bytes beyond their section": _set("functions", 0, "old_offset", 10**6),
     "negative size": _set("functions", 0, "size", -1),
     "address beyond user space": _set("functions", 0, "address", 1 << 63),
@@ -330,7 +331,7 @@ def test_symbols_that_clash_are_refused(old_program: Path) -> None:
         elf.Symbol("g", elf.STT_NOTYPE),
     ]
     base = _meta(sample_patch.build(old_program, NEW, ["step"]))
-    base["functions"][0].update(symbol="f", pieces=[], tail_edges=[])
+    base["functions"][0].update(symbol="f", pieces=[], tail_edges=[], new_tail_edges=[])
     base["symbols"] = {
         "g": {"owner": "import", "name": "g", "version": None, "kind": "data", "got": []}
     }
