@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""docs/patch-elf.md names every member that the builder writes: "all members are required, no others
-are allowed"."""
+"""docs/patch-elf.md names every member that the builder writes: all are required, no others are
+allowed."""
 
 from __future__ import annotations
 
@@ -33,12 +33,10 @@ def members(value, path: str = "") -> set[tuple[str, str]]:
     return found
 
 
-@pytest.fixture(scope="module")
-def patch(tmp_path_factory):
+@pytest.fixture
+def patch(source_tree):
     """A patch with imports, locals, thread-local data, a cold part and a displaced call."""
-    from conftest import SourceTree
-
-    tree = SourceTree(tmp_path_factory.mktemp("tree"), FILES, "-O2 -fPIE", "-pie -Wl,-z,now")
+    tree = source_tree(FILES, flags="-O2 -fPIE", link="-pie -Wl,-z,now")
     new = {
         "store.c": FILES["store.c"].replace("depth--;", "depth -= 2;"),
         "load.c": FILES["load.c"].replace("visit two", "visited two"),
