@@ -381,11 +381,20 @@ def _without_evidence(
 def blocked_report(
     backend: Backend, target: Target, bundle: Bundle, error: WfpatchError
 ) -> ProcessReport:
-    """The outcome of a refusal, or of a failure: then the state is what memory says."""
-    if isinstance(error, Refused):
-        return _without_evidence(backend, target, (bundle,), error, "blocked")
+    """The outcome of a refusal, or of a failure: then the state is what memory says.
+
+    A refusal too comes with what memory says of generation, functions and the other patches.
+    """
     report = inspect_process(backend, target, (bundle,))
-    if report.reason is not None:
+    if isinstance(error, Refused):
+        if report.reason is not None:
+            return _without_evidence(backend, target, (bundle,), error, "blocked")
+        patches = tuple(
+            PatchState(patch.id, "blocked" if patch.id == bundle.manifest.id else patch.state)
+            for patch in report.patches
+        )
+        report = replace(report, state="blocked", patches=patches)
+    elif report.reason is not None:
         return report
     return replace(report, reason=error.reason, message=printable(error.message))
 
