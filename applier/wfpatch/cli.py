@@ -11,15 +11,16 @@ import argparse
 import json
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from . import __version__
 from .bundle import load_bundle
-from .errors import Refused, Usage, WfpatchError
+from .errors import Crashed, Refused, Usage, WfpatchError
 from .host import Host, Options
-from .report import Result, human
+from .report import Result, human, printable
 from .store import DEFAULT_SIGNERS, DEFAULT_STORE, Store
 
 EXIT_CODES = """exit codes:
@@ -192,11 +193,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise Usage("usage", "a command is missing (try --help)")
         return _run(arguments)
     except WfpatchError as error:
-        if as_json:
-            print(json.dumps(_error_result(error), sort_keys=True))
-        else:
-            print(f"wfpatch: {error}", file=sys.stderr)
-        return EXIT_OF_REASON.get(error.reason, 3)
+        return _end(error, as_json)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except Exception as error:  # noqa: BLE001 - a caller of --json gets JSON whatever happens
+        traceback.print_exc()
+        return _end(Crashed(error), as_json)
+
+
+def _end(error: WfpatchError, as_json: bool) -> int:
+    if as_json:
+        print(json.dumps(_error_result(error), sort_keys=True))
+    else:
+        print(f"wfpatch: {printable(str(error))}", file=sys.stderr)
+    return EXIT_OF_REASON.get(error.reason, 3)

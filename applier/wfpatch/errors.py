@@ -7,6 +7,7 @@ it, and the set only grows.
 
 from __future__ import annotations
 
+import traceback
 from typing import Any
 
 REASONS: dict[str, str] = {
@@ -101,6 +102,19 @@ class Refused(WfpatchError):
 
 class Failed(WfpatchError):
     """A failure after work had begun: the process is healthy, its state named and resumable."""
+
+
+class Crashed(Failed):
+    """An exception that nobody foresaw, as an outcome with a code: a hostile process that finds a
+    fault of the applier's must not take the report on the others with it."""
+
+    def __init__(self, error: Exception) -> None:
+        trace = traceback.extract_tb(error.__traceback__)
+        where = f" ({trace[-1].filename}:{trace[-1].lineno})" if trace else ""
+        super().__init__(
+            "applier_failed",
+            f"{type(error).__name__}: {error}{where}; this is a fault of the applier, report it",
+        )
 
 
 class Usage(WfpatchError):

@@ -17,7 +17,7 @@ from .backend import Backend
 from .backend.selection import select_backend
 from .bundle import Bundle
 from .discovery import Target, find_targets
-from .errors import Refused, WfpatchError
+from .errors import Crashed, Refused, WfpatchError
 from .manifest import Manifest
 from .report import IN_FORCE, CveReport, FunctionReport, ProcessReport, Result, printable, worst
 from .revert import revert_patch
@@ -416,3 +416,5 @@ def _guard(
         return step()
     except WfpatchError as error:
         return otherwise(error)
+    except Exception as error:  # noqa: BLE001 - the others get their turn whatever happens
+        return otherwise(Crashed(error))

@@ -233,7 +233,10 @@ def human(result: Result) -> str:
     lines = []
     for process in result.processes:
         threads = process.threads
-        patches = ", ".join(f"{patch.id}: {patch.state}" for patch in process.patches) or "none"
+        patches = (
+            ", ".join(f"{printable(patch.id)}: {patch.state}" for patch in process.patches)
+            or "none"
+        )
         lines.append(
             f"{printable(process.comm)}[{process.pid}] {process.state}  patches {patches}  "
             f"generation {process.generation}  threads {threads.total} "

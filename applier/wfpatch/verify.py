@@ -17,7 +17,7 @@ from .arming import armed_entry
 from .backend import Backend
 from .bundle import Bundle
 from .discovery import Target
-from .errors import Refused, WfpatchError
+from .errors import Crashed, Refused, WfpatchError
 from .link import link
 from .live_process import LiveProcess, open_process
 from .live_region import LiveRegion
@@ -145,7 +145,9 @@ def _read_region(live: LiveRegion) -> Findings:
         findings.functions.append(
             FunctionReport(
                 printable(slot.name),
-                owner.get(current[slot.index]) if leads_to == "new" else None,
+                printable(owner.get(current[slot.index], "")) or None
+                if leads_to == "new"
+                else None,
                 slot.address,
                 slot.way if slot.armed else None,
                 leads_to,
@@ -169,6 +171,17 @@ def _check_text(live: LiveRegion, loaded: LoadedPatch, findings: Findings) -> No
 
 
 def _check_bundle(
+    process: LiveProcess, live: LiveRegion, bundle: Bundle, findings: Findings
+) -> None:
+    """Compare what lies in the region with what the bundle brings; addresses are the header's."""
+    try:
+        _compare_with_bundle(process, live, bundle, findings)
+    except Refused as error:
+        # Nothing could have been linked for where the header says that it lies.
+        findings.damage.append(f"{bundle.manifest.id} cannot lie where the header says: {error}")
+
+
+def _compare_with_bundle(
     process: LiveProcess, live: LiveRegion, bundle: Bundle, findings: Findings
 ) -> None:
     """Link the bundle's patch anew for where it lies, and compare; also the old continuations."""
@@ -225,7 +238,7 @@ def _patch_states(
         if bundle.digest not in in_force:
             # The same id with another digest in force is another patch: not this one.
             states[bundle.manifest.id] = "unknown" if damage else "vulnerable"
-    return tuple(PatchState(patch_id, state) for patch_id, state in states.items())
+    return tuple(PatchState(printable(patch_id), state) for patch_id, state in states.items())
 
 
 def _functions_as_shipped(process: LiveProcess, bundle: Bundle) -> list[FunctionReport]:
@@ -355,6 +368,8 @@ def inspect_process(backend: Backend, target: Target, bundles: Sequence[Bundle])
             return inspect(process, bundles, backend.name)
     except WfpatchError as error:
         return _without_evidence(backend, target, bundles, error, "unknown")
+    except Exception as error:  # noqa: BLE001 - hostile memory hides no other process
+        return _without_evidence(backend, target, bundles, Crashed(error), "unknown")
 
 
 def _without_evidence(

@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -516,6 +517,21 @@ def test_a_target_that_ends_and_one_that_executes(world, start):
     assert world.running.line() == "ready"
     assert world.answers(2, 11)
     assert world.run("status").result["state"] == "vulnerable"
+    assert world.run("apply", "fix").code == 0
+    assert world.answers(3, 11)
+
+
+def test_a_process_that_may_map_no_more(world):
+    """The injected mmap fails: nothing is in force, and the next run does it."""
+    world.add()
+    unlimited = resource.prlimit(world.pid, resource.RLIMIT_AS)
+    resource.prlimit(world.pid, resource.RLIMIT_AS, (1 << 20, unlimited[1]))
+    run = world.run("apply", "fix")
+    assert (run.code, run.result["reason"]) == (1, "injection_failed"), run
+    assert "mmap(" in run.result["message"] and "limit" in run.result["message"]
+    assert run.result["state"] == "vulnerable"
+    assert world.answers(2, 11)
+    resource.prlimit(world.pid, resource.RLIMIT_AS, unlimited)
     assert world.run("apply", "fix").code == 0
     assert world.answers(3, 11)
 

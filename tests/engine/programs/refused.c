@@ -5,6 +5,7 @@
  *   enter     another thread enters step() and waits inside; leave: it goes on
  *   gs        this thread uses its GS base
  *   exec      this thread executes the program anew
+ *   name HEX  the process's name becomes these bytes
  * Built with -DSTACKS it can switch stacks.
  */
 #define _GNU_SOURCE
@@ -13,6 +14,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 #ifdef STACKS
@@ -84,6 +86,12 @@ int main(int argc, char **argv)
 			printf("left\n");
 		} else if (strncmp(line, "gs", 2) == 0) {
 			printf("%ld\n", syscall(SYS_arch_prctl, ARCH_SET_GS, 0x123000));
+		} else if (strncmp(line, "name ", 5) == 0) {
+			char name[16] = "";
+
+			for (int i = 0; i < 15 && sscanf(line + 5 + 2 * i, "%2hhx", name + i) == 1; i++)
+				;
+			printf("%d\n", prctl(PR_SET_NAME, name));
 		} else if (strncmp(line, "exec", 4) == 0) {
 			execv("/proc/self/exe", argv);
 			return 1;

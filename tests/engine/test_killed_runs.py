@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The applier is killed anywhere in a whole run; the process goes on, the next run completes.
+
+A run here is apply (plan, load, arm, observe, finish) and revert, under each way of arming and the
+global policy. backend/steps.py counts the ptrace requests and writes of a run, all of which pass
+it (test_steps.py), so the kills are at every one of them. The process checks the registers, vector
+state, signal mask and alternate stack of its threads all the time (programs/register_check.c).
+
+WFPATCH_KILL_STRIDE takes every n-th step only, from a random one on (20; the slow test 1),
+WFPATCH_RANDOM_KILLS sets the number of randomly timed kills (60; the slow test 2,000). Both print
+their figures.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import random
+import time
+import traceback
+
+import pytest
+import sample_patch
+import wfpatch.plan
+from proof.patching import Patching, told
+from wfpatch.backend import steps
+from wfpatch.tasks import list_tasks, read_status
+
+STRIDE = int(os.environ.get("WFPATCH_KILL_STRIDE", "20"))
+RANDOM_KILLS = int(os.environ.get("WFPATCH_RANDOM_KILLS", "60"))
+SEED = int(os.environ.get("WFPATCH_SEED", random.SystemRandom().randrange(1 << 32)))
+OLD, NEW = 41000, 42000
+NEW_VERSION = "int version(void);\n__attribute__((noipa)) int version(void) { return 42000; }\n"
+NAMED = {"vulnerable", "pending", "partial", "patched"}
+WAYS = [("byte", "auto"), ("swap", "auto"), ("hold", "auto"), ("byte", "global")]
+
+
+class Killed:
+    """A checked process, its patch, and runs over it that are killed."""
+
+    def __init__(self, running, directory, path, policy):
+        self.running, self.pid = running, running.pid
+        self.patching = Patching(directory, running.pid)
+        elf = sample_patch.build(path, NEW_VERSION, ["version"])
+        self.patching.add("fix", elf, policy=policy)
+        self.kills = 0
+        self.states: dict[str, int] = {}
+
+    def begin(self, what, record=None, kill_at=None):
+        """A child that applies or reverts; returns its pid."""
+        child = os.fork()
+        if child == 0:
+            try:
+                steps.configure(record, kill_at)
+                report = getattr(self.patching, what)("fix", timeout=60)
+                wanted = "patched" if what == "apply" else "vulnerable"
+                os._exit(0 if (report.state, report.reason) == (wanted, None) else 3)
+            except BaseException:  # noqa: BLE001 - the child must not come back into pytest
+                traceback.print_exc()
+            finally:
+                os._exit(1)
+        return child
+
+    def end(self, child):
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        self.kills += code == -9
+        return code
+
+    def steps_of(self, what, record):
+        """The names of the steps of one run that nobody kills."""
+        record.unlink(missing_ok=True)
+        assert self.end(self.begin(what, record=str(record))) == 0
+        return [line.split(" ", 1)[1] for line in record.read_text().splitlines()]
+
+    def look(self):
+        """What there is after a kill: healthy threads, right registers, a state with a name."""
+        assert self.running.alive()
+        for task in list_tasks(self.pid):
+            status = read_status(task.tgid, task.tid)
+            assert status["TracerPid"] == "0"
+            assert status["State"][0] in "SRD", status["State"]
+        rounds, interrupted, version = self.checked()
+        report = self.patching.status()
+        assert report.reason is None, told(report)
+        assert report.state in NAMED, told(report)
+        if report.state in ("patched", "vulnerable"):
+            assert version == (NEW if report.state == "patched" else OLD), told(report)
+        self.states[report.state] = self.states.get(report.state, 0) + 1
+        return report
+
+    def checked(self):
+        words = self.running.ask("report").split()
+        assert words[3] == "0", "registers, vector state, mask or stack of a thread were changed"
+        return int(words[1]), int(words[5]), int(words[7])
+
+    def complete(self, what, kill="killed run"):
+        """A run that nobody kills ends as it should, whatever is there."""
+        done = self.patching.patched if what == "apply" else self.patching.reverted
+        done("fix", timeout=60)
+        assert self.checked()[2] == (NEW if what == "apply" else OLD), kill
+
+
+@pytest.fixture
+def world(program, start, tmp_path, monkeypatch):
+    """world(way, policy): a process whose function can only be armed that way."""
+
+    def begin(way, policy):
+        occupied = wfpatch.plan.Occupied
+        monkeypatch.setattr(
+            wfpatch.plan,
+            "Occupied",
+            lambda **fields: dataclasses.replace(occupied(**fields), ways=frozenset({way})),
+        )
+        path = program("register_check")
+        killed = Killed(start(path, 1, 2), tmp_path, path, policy)
+        report = killed.patching.patched("fix", timeout=60)
+        assert {function.arming for function in report.functions} == {way}
+        killed.patching.reverted("fix", timeout=60)
+        return killed
+
+    return begin
+
+
+def fresh(start, program, tmp_path, killed, policy):
+    """The same with a process that no applier ever saw: loading and arming are done once only."""
+    running = start(program("register_check"), 1, 2)
+    return Killed(running, tmp_path / str(running.pid), program("register_check"), policy)
+
+
+def kill_at_steps(world, program, start, tmp_path, way, policy, stride):
+    model = world(way, policy)
+    names = set()
+    first = fresh(start, program, tmp_path, model, policy)
+    record = tmp_path / "steps"
+    # On a process as shipped there are all steps; each kill of the loading needs a new process.
+    loading = first.steps_of("apply", record)
+    names |= set(loading)
+    for number in range(1 + SEED % stride, len(loading) + 1, stride):
+        killed = fresh(start, program, tmp_path, model, policy)
+        killed.end(killed.begin("apply", kill_at=str(number)))
+        killed.look()
+        if number % 2:
+            killed.complete("apply", f"apply {number} {loading[number - 1]}")
+        killed.complete("revert", f"revert after {number} {loading[number - 1]}")
+        killed.complete("apply")
+        model.kills += killed.kills
+        for state, count in killed.states.items():
+            model.states[state] = model.states.get(state, 0) + count
+        killed.running.kill()
+    # Later transitions write into the region that there is.
+    later = model.steps_of("apply", record)
+    back = model.steps_of("revert", record)
+    for what, taken in (("apply", later), ("revert", back)):
+        names |= set(taken)
+        for number in range(1 + SEED % stride, len(taken) + 1, stride):
+            model.end(model.begin(what, kill_at=str(number)))
+            model.look()
+            model.complete(what, f"{what} {number} {taken[number - 1]}")
+            model.complete("revert" if what == "apply" else "apply")
+        model.complete("apply")
+    total = len(loading) + len(later) + len(back)
+    print(
+        f"seed {SEED}, {way} {policy}: {model.kills} kills at steps of {total} "
+        f"(stride {stride}), found {model.states}; eintr {model.checked()[1]}, deaths 0, "
+        "wrong registers 0"
+    )
+    assert {"write memory", "ptrace SEIZE", "ptrace INTERRUPT", "ptrace DETACH"} <= names
+    # The applier may do with fewer steps than the run that was counted; most kills must fall.
+    assert model.kills > 0.5 * total / stride
+
+
+@pytest.mark.parametrize(("way", "policy"), WAYS)
+def test_killed_at_steps(world, program, start, tmp_path, way, policy):
+    kill_at_steps(world, program, start, tmp_path, way, policy, STRIDE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("way", "policy"), WAYS)
+def test_killed_at_every_step(world, program, start, tmp_path, way, policy):
+    kill_at_steps(world, program, start, tmp_path, way, policy, 1)
+
+
+def kill_at_random(killed, number):
+    choose = random.Random(SEED)
+    durations = {}
+    for what in ("apply", "revert"):
+        begun = time.monotonic()
+        assert killed.end(killed.begin(what)) == 0
+        durations[what] = time.monotonic() - begun
+    runs = 0
+    what = "apply"
+    while killed.kills < number:
+        runs += 1
+        child = killed.begin(what)
+        time.sleep(choose.random() * durations[what])
+        os.kill(child, 9)
+        killed.end(child)
+        killed.look()
+        # Half are completed, half undone, whichever of the two was killed.
+        what = choose.choice(("apply", "revert"))
+        killed.complete(what)
+        what = "revert" if what == "apply" else "apply"
+        if killed.kills % 50 == 0 or killed.kills >= number:
+            rounds, interrupted, _ = killed.checked()
+            print(
+                f"seed {SEED}: {killed.kills} kills in {runs} runs, found {killed.states}; {rounds}"
+                f" checked rounds, eintr {interrupted}, deaths 0, wrong registers 0",
+                flush=True,
+            )
+    interrupted = killed.checked()[1]
+    # read(2) of a pipe restarts: the EINTR that MECHANISM.md names is not one of these.
+    assert interrupted == 0
+    assert len(killed.states) >= 3, killed.states
+
+
+@pytest.mark.parametrize(("way", "policy"), [("byte", "auto")])
+def test_killed_at_random_times(world, way, policy):
+    kill_at_random(world(way, policy), RANDOM_KILLS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("way", "policy"), WAYS)
+def test_two_thousand_kills(world, way, policy):
+    kill_at_random(world(way, policy), 2000 // len(WAYS))
