@@ -196,8 +196,8 @@ def kill_at_random(killed, number):
         os.kill(child, 9)
         killed.end(child)
         killed.look()
-        # Half are completed, half undone, whichever of the two was killed.
-        what = choose.choice(("apply", "revert"))
+        # An apply is completed or undone; a revert can only be completed (transition_open).
+        what = choose.choice((what, "revert"))
         killed.complete(what)
         what = "revert" if what == "apply" else "apply"
         if killed.kills % 50 == 0 or killed.kills >= number:

@@ -16,14 +16,12 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import sample_patch
 from proof.bundles import SignedStore, make_key
 from wfpatch.backend import ptrace_requests
 from wfpatch.cli import EXIT_OF_REASON
-from wfpatch.errors import REASONS
 from wfpatch.maps import MemoryMap
 from wfpatch.region_header import MAGIC
 from wfpatch.strict_json import canonical
@@ -574,14 +572,3 @@ def test_a_header_that_is_not_ours(world, offset, data, reason, code):
             os.pwrite(memory.fileno(), saved[place : place + len(data)], at + place)
     assert world.run("verify").code == 0
     assert world.answers(3, 11)
-
-
-# Nothing is forgotten
-
-
-def test_every_reason_is_provoked_by_some_test():
-    """A new code needs a test that names it."""
-    tests = Path(__file__).parents[1]
-    text = "\n".join(path.read_text() for path in tests.rglob("test_*.py"))
-    never = [code for code in REASONS if f'"{code}"' not in text]
-    assert never == []
