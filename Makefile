@@ -73,8 +73,10 @@ test-floor: setup ## The applier's tests on the oldest Python and C library that
 	@setup/floor
 
 .PHONY: test-unit
-test-unit: setup applier ## The collection's plugins, by ansible-test units
+test-unit: setup applier ## The collection's plugins, by ansible-test units of both ansible-cores
 	@setup/ansible_test units --local --python 3.11 --color no
+	oldest=$$(setup/oldest_controller)
+	WFPATCH_VENV=$$oldest setup/ansible_test units --local --python 3.11 --color no
 
 .PHONY: test-integration
 test-integration: setup applier ## The collection's modules on this machine, by ansible-test integration
