@@ -62,7 +62,7 @@ test-setup: setup ## The archive, the packed applier, the placed collection
 
 .PHONY: test-builder
 test-builder: setup ## The builder on small C programs, and on packages rebuilt once per machine
-	@timeout --signal KILL 1500 $(PYTEST) tests/builder
+	@timeout --signal KILL 2400 $(PYTEST) tests/builder
 
 .PHONY: test-engine
 test-engine: setup applier ## The applier on real ELF files and processes
