@@ -78,7 +78,7 @@ class Site:
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(applier, signal.SIGKILL)
                         return True
-            return False
+            # Gone, or in the middle of execve(2), when a process has no command line: look again.
         return False
 
 

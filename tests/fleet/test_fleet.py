@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from typing import Any
 
 import pytest
 from sshfleet import base_root, namespaces, network, state
@@ -141,6 +142,22 @@ def test_two_fleets_do_not_meet(ssh_fleet: FleetFactory) -> None:
         done = subprocess.run([*command, "-o"], capture_output=True, text=True)
         assert f"(stdout) fleet {number}" in done.stdout, done.stdout + done.stderr
         assert [path for path in (fleet.place / "control").iterdir() if path.is_socket()]
+
+
+def test_services_start_in_the_hosts_own_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However late a host enters it: before that, its namespaces still show this machine's."""
+    enter = namespaces.enter_overlay
+
+    def late(*arguments: Any) -> None:
+        time.sleep(1)
+        enter(*arguments)
+
+    monkeypatch.setattr(namespaces, "enter_overlay", late)
+    with fleets.running(1, ["memcached"], f"test-{os.getpid()}-late") as fleet:
+        inner = fleet.host("host01").services["memcached"]
+        assert (
+            fleet.run("host01", "readlink", f"/proc/{inner}/exe").stdout == "/usr/bin/memcached\n"
+        )
 
 
 def test_down_ends_connections_that_ansible_keeps_open() -> None:

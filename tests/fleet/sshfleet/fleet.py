@@ -137,6 +137,7 @@ def up(
             network.create(fleet.namespace)
             _start_hosts(fleet, count, root, place, described)
             for record in fleet.hosts:
+                host.wait_for_root(record.pid)
                 for service in described:
                     if started is None or service.name in started:
                         record.services[service.name] = host.start_service(record.pid, service)

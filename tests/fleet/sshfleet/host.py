@@ -26,6 +26,8 @@ INIT = """\
 /usr/sbin/sshd -D -e &
 while :; do sleep 1000000 & wait; done
 """
+#: What pid 1 is called from the moment on at which the host's root is its own.
+INIT_NAME = "wfpatch-fleet-init"
 
 
 class ServiceError(Exception):
@@ -129,7 +131,7 @@ def start(plan: HostPlan, record: Callable[[int], None]) -> int:
             plan.root, mountpoint, lambda root: prepare(plan, root, certificates)
         )
         environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "container": "wfpatch-fleet"}
-        os.execve("/bin/sh", ["wfpatch-fleet-init", "-c", INIT, plan.name], environment)
+        os.execve("/bin/sh", [INIT_NAME, "-c", INIT, plan.name], environment)
 
     return namespaces.spawn_init(plan.name, become, record, plan.place / "console.log")
 
@@ -158,6 +160,16 @@ def wait_for_port(pid: int, address: str, port: int, timeout: float) -> None:
             last = done.stderr.strip().splitlines()[-1:]
             raise ServiceError(f"{address}:{port} does not answer after {timeout:g} s: {last}")
         time.sleep(0.05)
+
+
+def wait_for_root(pid: int, timeout: float = 60.0) -> None:
+    """Returns once pid 1 is in the host's own root; who enters before finds this machine's."""
+    until = time.monotonic() + timeout
+    command = pathlib.Path(f"/proc/{pid}/cmdline")
+    while not command.read_bytes().startswith(INIT_NAME.encode()):
+        if namespaces.start_time(pid) is None or time.monotonic() > until:
+            raise ServiceError(f"pid 1 of a host, {pid} here, did not enter its root")
+        time.sleep(0.01)
 
 
 def start_service(pid: int, service: Service, timeout: float = 30.0) -> int:
