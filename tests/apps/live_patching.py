@@ -89,10 +89,11 @@ def play(
     folder: pathlib.Path,
     *options: str,
     prefix: Sequence[str] = (),
+    commands: pathlib.Path = COMMANDS,
     **variables: Any,
 ) -> Run:
     """Runs playbooks/NAME.yml on the inventory; `prefix` is a command line that runs it elsewhere,
-    such as a network namespace."""
+    such as a network namespace, and `commands` is where the ansible-playbook to use is."""
     report = folder / f"{name}.report.json"
     report.unlink(missing_ok=True)
     settings = json.dumps({**variables, "wfpatch_report": str(report)})
@@ -104,7 +105,7 @@ def play(
     }
     done = subprocess.run(
         [
-            *(*prefix, COMMANDS / "ansible-playbook", TOP / "playbooks" / f"{name}.yml"),
+            *(*prefix, commands / "ansible-playbook", TOP / "playbooks" / f"{name}.yml"),
             *("-i", inventory, "-e", settings, *options),
         ],
         capture_output=True,

@@ -257,6 +257,29 @@ def test_steps_are_told_while_they_happen(site: Site, start: Starter) -> None:
     )
 
 
+def test_the_oldest_ansible_core(site: Site, start: Starter) -> None:
+    """ansible-core 2.18 on the controller: a host is patched, patched again and reverted."""
+    made = subprocess.run(
+        [live_patching.TOP / "setup" / "oldest_controller"],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    commands = pathlib.Path(made.stdout.strip()) / "bin"
+    service = start("host01")
+    given = site.patch()
+    for name, changed, answer in (("patch", True, 2), ("patch", False, 2), ("revert", True, 1)):
+        run = live_patching.play(
+            *(name, site.fleet.inventory, site.folder, "--limit", "host01", "-vv"),
+            commands=commands,
+            **given,
+        )
+        assert run.code == 0, run.output
+        assert "ansible-playbook [core 2.18." in run.output
+        assert (run.changed["host01"] > 0) is changed, run.output
+        assert service.answers() == {answer}
+
+
 @pytest.mark.skipif(
     tuple(map(int, ansible_version.split(".")[:2])) >= (2, 21),
     reason="ansible-core 2.21 has no connection plugin paramiko any more",
