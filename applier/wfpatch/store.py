@@ -19,6 +19,8 @@ from .strict_json import Fields, Invalid, parse
 
 DEFAULT_STORE = Path("/var/lib/wfpatch")
 DEFAULT_SIGNERS = Path("/etc/wfpatch/allowed_signers")
+#: How long the lock of an applier that is gone may outlive it, in seconds.
+DEAD_HOLDER = 2.0
 
 
 class Store:
@@ -88,7 +90,8 @@ class Store:
         self.path.mkdir(mode=0o755, parents=True, exist_ok=True)
         descriptor = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            deadline = time.monotonic() + wait
+            begun = time.monotonic()
+            deadline = begun + wait
             while True:
                 try:
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -96,8 +99,12 @@ class Store:
                 except OSError as error:
                     if error.errno != errno.EWOULDBLOCK:
                         raise
+                holder = os.pread(descriptor, 64, 0).decode("ascii", "replace").strip()
+                if holder.isdigit() and not os.path.exists(f"/proc/{holder}"):
+                    # Killed between the fork and the exec of a child, which has the lock until the
+                    # exec closes it.
+                    deadline = max(deadline, begun + DEAD_HOLDER)
                 if time.monotonic() >= deadline:
-                    holder = os.pread(descriptor, 64, 0).decode("ascii", "replace").strip()
                     raise Refused(
                         "busy",
                         f"another applier (pid {holder or 'unknown'}) works on this host",

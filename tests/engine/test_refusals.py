@@ -446,11 +446,34 @@ def test_another_applier(world):
     with open(world.store.path / ".lock", "a+") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         lock.truncate(0)
-        lock.write("4711\n")
+        lock.write(f"{os.getpid()}\n")
         lock.flush()
-        world.refused("busy", "apply", "fix", "--pid", world.pid, tells="4711")
+        world.refused("busy", "apply", "fix", "--pid", world.pid, tells=str(os.getpid()))
         world.refused("busy", "--wait", 1, "revert", "fix", "--pid", world.pid)
     assert world.run("apply", "fix").code == 0
+
+
+def test_an_applier_that_was_killed(world):
+    """Its child had the lock too, until it executes ssh-keygen: that is waited for."""
+    world.add()
+    world.store.path.mkdir(exist_ok=True)
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    child = os.fork()
+    if child == 0:
+        with open(world.store.path / ".lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            lock.write(f"{gone.pid}\n")
+            lock.flush()
+            (world.store.path / "locked").touch()
+            time.sleep(0.5)
+            os._exit(0)
+    try:
+        while not (world.store.path / "locked").exists():
+            time.sleep(0.001)
+        assert world.run("apply", "fix").code == 0
+    finally:
+        os.waitpid(child, 0)
 
 
 # Later ones: a named state that a later run completes or reverts
