@@ -28,9 +28,9 @@ def end_a_service(fleet: fleets.Fleet) -> None:
     os.kill(fleet.outer_pid("host02", fleet.host("host02").services["redis"]), signal.SIGKILL)
 
 
+@pytest.mark.slow  # a demonstration each, up to its first judgement
 @pytest.mark.parametrize(
-    ("plant", "complaint"),
-    [(lose_a_connection, "lost"), pytest.param(end_a_service, "lost", marks=pytest.mark.slow)],
+    ("plant", "complaint"), [(lose_a_connection, "lost"), (end_a_service, "lost")]
 )
 def test_a_planted_fault_fails_it(plant: Callable[[fleets.Fleet], None], complaint: str) -> None:
     with subprocess.Popen(
