@@ -8,6 +8,7 @@ is killed before leaves bytes beyond the cursors, which a later run writes again
 from __future__ import annotations
 
 import hashlib
+import time
 from dataclasses import replace
 
 from .errors import Failed, Refused
@@ -19,6 +20,9 @@ from .region import Region
 from .region_header import LoadedPatch
 from .syscalls import PROT_EXEC, PROT_READ, PROT_WRITE, error_of, mmap_anonymous
 
+#: How long threads that do not stop are asked again, in seconds.
+GS_CHECK_TIMEOUT = 5.0
+
 
 def require_gs_unused(process: LiveProcess) -> None:
     """Refuse a program that uses the GS base itself; one short stop of each thread.
@@ -26,14 +30,21 @@ def require_gs_unused(process: LiveProcess) -> None:
     Only for a process without a region: in others the rows are in the GS bases.
     """
     session = process.session
-    for task in session.tasks():
+    deadline = time.monotonic() + GS_CHECK_TIMEOUT
+    waiting = list(session.tasks())
+    while waiting:
+        task = waiting.pop(0)
         try:
             with session.visit(task.tid, "gs_check") as stopped:
                 base, selector = stopped.registers.gs_base, stopped.registers.gs
         except Failed as error:
             if error.reason == "thread_gone":
                 continue
-            raise
+            if error.reason != "thread_unstoppable" or time.monotonic() >= deadline:
+                raise
+            # On a busy machine a thread may be kept from running for longer than a stop may take.
+            waiting.append(task)
+            continue
         if base or selector:
             raise Refused(
                 "gs_in_use",

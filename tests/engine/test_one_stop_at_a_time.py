@@ -13,6 +13,7 @@ import sample_patch
 import wfpatch.plan
 from proof.patching import Patching
 from wfpatch.backend import ptrace_requests
+from wfpatch.backend.hold import Stop
 
 NEW = """
 static void *runner(void *argument);
@@ -78,6 +79,25 @@ def test_one_at_a_time(program, start, tmp_path, monkeypatch, threads, way):
     most, stops = requests.take()
     assert most == 1 or not stops
     assert report.stops_count == stops
+
+
+def test_who_does_not_stop_at_once_is_asked_again(program, start, tmp_path, monkeypatch):
+    """As on a machine so busy that a thread is kept from running for a while."""
+    path = program("threads")
+    running = start(path, 3, 0)
+    patching = Patching(tmp_path, running.pid)
+    patching.add("fix", sample_patch.build(path, NEW, ["runner"]))
+    enter, refused = Stop.__enter__, []
+
+    def late(stop):
+        if len(refused) < 3:
+            refused.append(stop._tracee.tid)
+            raise stop._tracee.unstoppable(0.25)
+        return enter(stop)
+
+    monkeypatch.setattr(Stop, "__enter__", late)
+    patching.patched("fix")
+    assert len(refused) == 3
 
 
 def test_all_at_once_under_the_global_policy(program, start, tmp_path, monkeypatch):
