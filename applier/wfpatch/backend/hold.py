@@ -74,8 +74,11 @@ class Stop:
             tracee.registers  # noqa: B018 - read now: the release needs them in any case
         except BaseException:
             try:
-                tracee.release()
+                microseconds = tracee.release()
                 tracee.overdue.find_again(tracee)
+                if tracee.interrupted_at:
+                    # It has stopped, or will for a moment before it is let go.
+                    self._stops.append(StopRecord(tracee.tid, self._purpose, microseconds))
             finally:
                 # Whatever happens: signals that stay blocked could never end this process again.
                 self._undisturbed.__exit__(None, None, None)
