@@ -67,9 +67,10 @@ options:
     choices: [auto, global]
   backend:
     description:
-      - What touches the processes. V(auto) takes the best that the host has.
+      - What touches the processes. V(auto) takes V(kernel) where the kernel service answers,
+        see M(wfpatch.fleet.kernel_service), and V(ptrace) elsewhere.
     type: str
-    choices: [auto, ptrace]
+    choices: [auto, kernel, ptrace]
     default: auto
   timeout:
     description:
@@ -392,7 +393,7 @@ def main():
             src={"type": "list", "elements": "path"},
             pids={"type": "list", "elements": "int", "default": []},
             policy={"type": "str", "choices": ["auto", "global"]},
-            backend={"type": "str", "choices": ["auto", "ptrace"], "default": "auto"},
+            backend={"type": "str", "choices": ["auto", "kernel", "ptrace"], "default": "auto"},
             timeout={"type": "int"},
             accept={
                 "type": "list",

@@ -18,6 +18,8 @@ TESTS = Path(__file__).resolve().parents[1]
 APPLIER = TESTS.parent / "applier" / "wfpatch"
 PLUGINS = TESTS.parent / "plugins"
 
+KERNEL_SERVICE = "unit/plugins/modules/test_kernel_service.py"
+
 PROVOKED_BY = {
     "already_traced": "engine/test_refusals.py::test_a_traced_process",
     "applier_failed": "engine/test_hostile_processes.py::test_a_fault_of_the_applier_has_a_code",
@@ -28,7 +30,9 @@ PROVOKED_BY = {
     "build_id_mismatch": "engine/test_refusals.py::test_a_patch_for_another_build",
     "bundle_altered": "engine/test_refusals.py::test_an_altered_patch_elf",
     "busy": "engine/test_refusals.py::test_another_applier",
+    "compiler_missing": KERNEL_SERVICE,
     "conflict": "engine/test_refusals.py::test_a_conflict",
+    "dkms_missing": KERNEL_SERVICE,
     "empty_host_set": "integration/targets/playbooks/test_empty_host_set.py",
     "generation_exhausted": "engine/test_generation_table.py",
     "global_quiescence_timeout": "engine/test_refusals.py::test_no_global_quiescence",
@@ -42,11 +46,16 @@ PROVOKED_BY = {
     "injection_impossible": "engine/test_injection.py",
     "injection_timeout": "engine/test_injection.py",
     "is_init": "engine/test_refusals.py::test_process_one",
+    "kernel_headers_missing": KERNEL_SERVICE,
+    "kernel_module_build_failed": KERNEL_SERVICE + "::test_a_build_that_fails",
+    "kernel_module_not_permitted": KERNEL_SERVICE + "::test_where_modules_may_not_be_loaded",
+    "kernel_service_busy": KERNEL_SERVICE + "::test_a_busy_one_is_not_removed",
     "kernel_thread": "engine/test_preflight.py::test_kernel_threads",
     "kernel_unsupported": "engine/test_tasks.py",
     "manifest_invalid": "engine/test_refusals.py::test_a_manifest_of_another_schema",
     "memory_unreadable": "engine/test_memory.py",
     "memory_unwritable": "engine/test_memory.py",
+    "module_signature_required": KERNEL_SERVICE + "::test_secure_boot_wants_a_key_that_is_enrolled",
     "no_free_address": "engine/test_region.py",
     "no_matching_process": "engine/test_refusals.py::test_no_process",
     "no_permission": "engine/test_refusals.py::test_without_permission",

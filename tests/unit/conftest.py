@@ -18,6 +18,7 @@ import yaml
 from ansible.module_utils import basic
 from ansible_collections.wfpatch.fleet.plugins.plugin_utils._canonical_json import canonical_json
 
+FLEET = pathlib.Path(__file__).resolve().parents[2]
 FAKE_APPLIER = pathlib.Path(__file__).parent / "fixtures" / "fake_applier.py"
 BUILD_ID = "0123456789abcdef0123456789abcdef01234567"
 
