@@ -78,6 +78,8 @@ static int wf_thread_expect(struct wf_thread_job *job, struct wf_glance *glance)
 {
 	if (!wf_is_as_expected(job, glance))
 		return -ESTALE;
+	job->arguments->switches = glance->switches;
+	job->arguments->seen = glance->running ? 0 : WFPATCH_SEEN_ASLEEP;
 	if (!(job->arguments->flags & WFPATCH_THREAD_MOVE))
 		return 0;
 	if (wf_in_clone(glance))

@@ -88,6 +88,7 @@ static int wf_visit_add(struct wf_visit *visit, struct task_struct *task)
 	entry->row = ~0U;
 	entry->reason = WFPATCH_REASON_UNSEEN;
 	entry->pass = visit->pass;
+	entry->initial = visit->pass <= 1;
 	list_add_tail(&entry->link, &visit->entries);
 	hlist_add_head_rcu(&entry->node,
 			   &visit->buckets[hash_ptr(task, ilog2(WF_BUCKETS))]);
@@ -239,7 +240,7 @@ static bool wf_all_seen(const struct wf_visit *visit)
 	const struct wf_entry *entry;
 
 	list_for_each_entry(entry, &visit->entries, link)
-		if (READ_ONCE(entry->state) == WFPATCH_STATE_WAITING && !READ_ONCE(entry->seen))
+		if (entry->initial && !READ_ONCE(entry->seen))
 			return false;
 	return true;
 }
@@ -249,7 +250,7 @@ static bool wf_all_seen(const struct wf_visit *visit)
  * @visit: the visit
  * @deadline: in jiffies
  * @cancel: when to give up, or NULL
- * @once: each thread is judged once, whatever comes of it
+ * @once: each thread there is at first is judged once, whatever comes of it
  *
  * A thread born meanwhile is a copy of one that may not have been done: the list of tasks is read again
  * once all are, and the visit ends when it has no new one.
@@ -270,7 +271,9 @@ int wf_visit_threads(struct wf_visit *visit, unsigned long deadline, const bool 
 			news = -ESRCH;
 			break;
 		}
-		finished = !wf_visit_pass(visit) || (once && wf_all_seen(visit));
+		finished = !wf_visit_pass(visit);
+		if (once && (finished || wf_all_seen(visit)))
+			break;
 		if (finished) {
 			news = wf_visit_enumerate(visit);
 			if (news <= 0)

@@ -93,6 +93,7 @@ struct wf_glance {
  * @task: a reference
  * @state: WFPATCH_STATE_*; everything else is complete once it is not WAITING (release/acquire)
  * @pass: of the enumeration that found it last
+ * @initial: whether the first one did
  * @seen: whether it was examined at all
  * @rcu: for its end
  *
@@ -104,6 +105,7 @@ struct wf_entry {
 	struct list_head link;
 	struct task_struct *task;
 	unsigned int pass;
+	bool initial;
 	u32 state;
 	u32 reason;
 	u32 flags;
@@ -137,7 +139,7 @@ typedef bool (*wf_judge)(struct wf_visit *visit, struct wf_entry *entry, struct 
  * @buckets: entries by task
  * @entries: the same as a list
  * @n_entries: how many
- * @pass: the number of the last enumeration
+ * @pass: the number of the last enumeration; of the first it is 1
  */
 struct wf_visit {
 	struct list_head published;

@@ -7,15 +7,17 @@ written again, so a run that was killed is completed by the next one.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from .arming import ArmedEntry, PageSwap, armed_entry, page_swaps, patched_copy
-from .backend import Runner, Visit
+from .backend import Poke, Runner, Visit
 from .errors import Failed, Refused
 from .live_process import LiveProcess
 from .live_region import LiveRegion
 from .machine_code import CALL_RECORD_SIZE
+from .observe import pauses
 from .patch_elf import PatchElf
 from .quiescence import words_inside
 from .region import RUNNER_OFFSET, SLOT_TEXT_OFFSET
@@ -24,6 +26,8 @@ from .syscalls import PROT_EXEC, PROT_READ, error_of, mmap_anonymous, mremap_ove
 
 HOLD_TIMEOUT = 2.0
 HOLD_ATTEMPTS = 20
+#: How long a thread may stay inside the bytes of an entry, in seconds, if the kernel pokes.
+POKE_TIMEOUT = 5.0
 
 
 def runner_of(live: LiveRegion) -> Runner:
@@ -98,15 +102,9 @@ def _hold(
     """Stop all threads at once, move those inside the bytes to the continuation, write."""
     boundaries: dict[int, int] = {}
     spans: list[tuple[int, int]] = []
-    by_name = {function.name: function for function in patch.functions}
     for entry in entries:
         slot = next(slot for slot in live.header.slots if slot.index == entry.slot)
-        hold = by_name[slot.name].hold
-        if hold is None:
-            raise Failed("arming_impossible", f"{slot.name} has no instructions to hold for")
-        for old, new in hold.boundaries:
-            if 0 < old < entry.displaced:
-                boundaries[slot.address + old] = slot.continuation.low + new
+        boundaries.update(_inner_boundaries(slot, entry, patch))
         spans.append((slot.address + 1, slot.address + entry.displaced - 1))
     memory = process.session.memory
     failure = ""
@@ -170,6 +168,20 @@ def arm(process: LiveProcess, live: LiveRegion, slots: Collection[int], patch: P
         _map(process, live, [(page, 4096) for page in sorted(needed)])
         for at, code in outside:
             memory.write(at, code)
+    if process.session.pokes:
+        _poke(process, live, todo, patch)
+    else:
+        _store(process, live, todo, patch)
+    done = {slot.index for slot in wanted}
+    live.note(slots=tuple(_armed(slot, done) for slot in live.header.slots), scratch_pages=())
+    return True
+
+
+def _store(
+    process: LiveProcess, live: LiveRegion, todo: Sequence[ArmedEntry], patch: PatchElf
+) -> None:
+    """Entries written by page swaps, single bytes, and a hold for the rest."""
+    memory = process.session.memory
     swaps = page_swaps(todo, live.header.scratch_pages[0][0] if live.header.scratch_pages else 0)
     if swaps:
         _swap(process, live, swaps)
@@ -179,9 +191,53 @@ def arm(process: LiveProcess, live: LiveRegion, slots: Collection[int], patch: P
     held = [entry for entry in todo if entry.way == "hold"]
     if held:
         _hold(process, live, held, patch)
-    done = {slot.index for slot in wanted}
-    live.note(slots=tuple(_armed(slot, done) for slot in live.header.slots), scratch_pages=())
-    return True
+
+
+def _poke(
+    process: LiveProcess, live: LiveRegion, todo: Sequence[ArmedEntry], patch: PatchElf
+) -> None:
+    """Entries written by the kernel service: what is behind an entry first, since its jump may
+    contain or lead to it; then the entries themselves."""
+    session = process.session
+    slots = {slot.index: slot for slot in live.header.slots}
+    behind: list[Poke] = []
+    heads: list[Poke] = []
+    moves: dict[int, int] = {}
+    for entry in todo:
+        slot = slots[entry.slot]
+        for write in entry.writes:
+            head = write.address == entry.address
+            # An evicted instruction has its copy; nothing else behind an entry is ever run.
+            redirect = slot.continuation.low if head else entry.evicted[0] or slot.continuation.low
+            (heads if head else behind).append(
+                Poke(write.address, write.before, write.after, redirect)
+            )
+        if entry.way == "hold":
+            moves.update(_inner_boundaries(slot, entry, patch))
+    for pokes, inner in ((behind, {}), (heads, moves)):
+        if not pokes:
+            continue
+        for _ in pauses(time.monotonic() + POKE_TIMEOUT):
+            if session.poke(pokes, sorted(inner.items())):
+                break
+        else:
+            raise Failed(
+                "code_busy",
+                f"a thread of process {process.target.pid} stayed inside the bytes of an entry for "
+                f"{POKE_TIMEOUT:g} s; try again later",
+            )
+
+
+def _inner_boundaries(slot: Slot, entry: ArmedEntry, patch: PatchElf) -> dict[int, int]:
+    """Instruction boundaries inside the displaced bytes -> the same place in the continuation."""
+    hold = next(item for item in patch.functions if item.name == slot.name).hold
+    if hold is None:
+        raise Failed("arming_impossible", f"{slot.name} has no instructions to hold for")
+    return {
+        slot.address + old: slot.continuation.low + new
+        for old, new in hold.boundaries
+        if 0 < old < entry.displaced
+    }
 
 
 def _armed(slot: Slot, done: Collection[int]) -> Slot:

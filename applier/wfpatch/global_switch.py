@@ -114,7 +114,7 @@ def _in_the_way(
         hits = words_inside_thread(thread, intervals)
         if thread.own_stack and not hits:
             continue
-        frames = threads.unwind(thread, still_stopped=True)
+        frames = threads.unwind(thread, visit)
         if frames is None:
             return (Straggler(tid, threads.comm(tid), None, "its stack cannot be unwound"),)
         for address in frames:

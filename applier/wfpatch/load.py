@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 
+from .backend import Survey, Surveyed
 from .errors import Failed, Refused
 from .generation_table import open_slot
 from .live_process import LiveProcess
@@ -30,6 +32,12 @@ def require_gs_unused(process: LiveProcess) -> None:
     Only for a process without a region: in others the rows are in the GS bases.
     """
     session = process.session
+    surveyed = session.survey(
+        Survey(left_rows=frozenset({0}), patient=False, seconds=GS_CHECK_TIMEOUT)
+    )
+    if surveyed is not None:
+        _require_bases_unused(process, surveyed)
+        return
     deadline = time.monotonic() + GS_CHECK_TIMEOUT
     waiting = list(session.tasks())
     while waiting:
@@ -46,13 +54,25 @@ def require_gs_unused(process: LiveProcess) -> None:
             waiting.append(task)
             continue
         if base or selector:
-            raise Refused(
-                "gs_in_use",
-                f"thread {task.tid} ({task.comm}) of process {process.target.pid} uses its GS base "
-                f"({base:#x}, selector {selector:#x}), which wfpatch needs",
-                tid=task.tid,
-                gs_base=base,
-            )
+            raise _gs_in_use(process, task.tid, f"{base:#x}, selector {selector:#x}", base)
+
+
+def _require_bases_unused(process: LiveProcess, surveyed: Sequence[Surveyed]) -> None:
+    """The same of threads that were seen without a stop. One that was not seen yet has not run, and
+    will be seen before any row depends on it."""
+    for seen in surveyed:
+        if seen.gs_base:
+            raise _gs_in_use(process, seen.tid, f"{seen.gs_base:#x}", seen.gs_base)
+
+
+def _gs_in_use(process: LiveProcess, tid: int, base: str, value: int) -> Refused:
+    return Refused(
+        "gs_in_use",
+        f"thread {tid} of process {process.target.pid} uses its GS base ({base}), which wfpatch "
+        "needs",
+        tid=tid,
+        gs_base=value,
+    )
 
 
 def map_region(process: LiveProcess, region: Region) -> None:

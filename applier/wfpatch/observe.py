@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from .backend import Survey, Surveyed, Visit
 from .errors import Failed
 from .live_process import LiveProcess
 from .live_region import LiveRegion
@@ -31,6 +32,9 @@ FIRST_REVISIT = 0.005
 LONGEST_REVISIT = 0.02
 LONGEST_REVISIT_ASLEEP = 1.0
 
+#: How long all threads at once are looked at before those that are left are looked at singly.
+SURVEY_SECONDS = 0.1
+
 Key = tuple[int, int]
 Intervals = Sequence[tuple[int, int]]
 
@@ -46,6 +50,7 @@ class Sight:
     function: str | None = None
     visits: int = 0
     not_before: float = 0.0
+    unseen: bool = False
     visited_at: tuple[int, ...] | None = None
 
     def due(self, seen: Look) -> bool:
@@ -87,6 +92,7 @@ class Observer:
                 del self.sights[key]
             for task in news:
                 self.sights[(task.tid, task.start_time)] = Sight(task)
+            self._survey()
             waiting = [sight for sight in self.sights.values() if not sight.done]
             if not waiting:
                 # A task born by one that was not done yet is in this very list: it was read after
@@ -96,6 +102,32 @@ class Observer:
                 self._look(sight)
             if any(not sight.done for sight in self.sights.values()):
                 return False
+
+    def _survey(self) -> None:
+        """Where the backend judges all tasks at once, those that need no second look are done."""
+        if all(sight.done for sight in self.sights.values()):
+            return
+        for key, seen in survey(self.process, self.threads, self.wanted()).items():
+            sight = self.sights.get(key)
+            if sight is None or sight.done:
+                continue
+            sight.done = seen.clear
+            sight.unseen = seen.gs_base is None
+            if not seen.clear:
+                sight.reason = seen.reason
+                if seen.accused is not None:
+                    self._blame(sight, seen.accused, seen.reason)
+
+    def wanted(self) -> Survey:
+        """What a survey is asked: who has left the code that is to be left?"""
+        return Survey(
+            old=self.old,
+            pending=self.pending,
+            signal_returns=self.threads.signal_returns,
+            stacks=self.threads.own_stacks(),
+            left_rows=self.left_rows,
+            seconds=SURVEY_SECONDS,
+        )
 
     def glance(self) -> None:
         """One look at every task, without stopping any: for a status."""
@@ -114,6 +146,9 @@ class Observer:
 
     def _look(self, sight: Sight) -> None:
         session = self.process.session
+        if sight.unseen:
+            # It waits for a processor: nobody sees it sooner than the next survey.
+            return
         seen = session.look(sight.task.tid)
         if seen is None:
             return
@@ -132,7 +167,7 @@ class Observer:
                 frames = None
                 if thread is not None and not thread.own_stack:
                     # Part of its frames lies on a stack that the copy does not hold.
-                    frames = self.threads.unwind(thread, still_stopped=True)
+                    frames = self.threads.unwind(thread, stopped)
         except Failed as error:
             if error.reason not in ("thread_gone", "thread_unstoppable"):
                 raise
@@ -193,6 +228,19 @@ class Observer:
             for sight in self.sights.values()
             if not sight.done
         )
+
+
+def survey(process: LiveProcess, threads: Threads, wanted: Survey) -> dict[Key, Surveyed]:
+    """What the backend sees of all tasks at once, by task; empty where it cannot.
+
+    Raises gs_in_use for a task whose GS base is no row.
+    """
+    found = {}
+    for seen in process.session.survey(wanted) or ():
+        if seen.gs_base is not None:
+            row_of(process, seen.gs_base, seen.tid)
+        found[(seen.tid, seen.start_time)] = seen
+    return found
 
 
 def names_of(live: LiveRegion) -> dict[tuple[int, int], str]:
@@ -261,14 +309,31 @@ class HeldRow:
             self.sights = {key: sight for key, sight in self.sights.items() if key in alive}
             if not news:
                 return True
+            surveyed = self._survey()
             for task in news:
                 key = (task.tid, task.start_time)
+                if key in surveyed and surveyed[key].clear:
+                    self._clear.add(key)
+                    self.sights.pop(key, None)
+                    continue
                 sight = self.sights.setdefault(key, Sight(task))
                 if self._is_clear(sight, exact):
                     self._clear.add(key)
                     self.sights.pop(key, None)
             if self.sights:
                 return False
+
+    def _survey(self) -> dict[Key, Surveyed]:
+        """All tasks at once, where the backend can: those in a held row are moved if they may."""
+        watch = self._watch
+        rows = max(region.region.layout.rows for region in self._process.regions)
+        wanted = replace(
+            watch.wanted(),
+            left_rows=frozenset(range(rows)) - self._held,
+            from_rows=frozenset(self._held),
+            target=self._target,
+        )
+        return survey(self._process, watch.threads, wanted)
 
     def _is_clear(self, sight: Sight, exact: bool) -> bool:
         watch = self._watch
@@ -301,7 +366,7 @@ class HeldRow:
                 if in_stub:
                     sight.reason = "is on its way into a replaced function"
                     return False
-                if self._is_free(thread, sight.visits > 1):
+                if self._is_free(thread, stopped, sight.visits > 1):
                     stopped.set_gs_base(self._target * 4096)
                     return True
                 if not thread.own_stack:
@@ -316,7 +381,7 @@ class HeldRow:
             return False
         return self._unwound(sight, thread)
 
-    def _is_free(self, thread: Thread, unwind: bool) -> bool:
+    def _is_free(self, thread: Thread, stopped: Visit, unwind: bool) -> bool:
         """Whether a stopped thread, outside of stub text, has no frame of old code.
 
         A thread whose stack holds a stale word is unwound after the stop first, which fills the
@@ -327,7 +392,7 @@ class HeldRow:
             return True
         if thread.own_stack and not unwind:
             return False
-        frames = self._watch.threads.unwind(thread, still_stopped=True)
+        frames = self._watch.threads.unwind(thread, stopped)
         intervals = (*self._watch.old, *self._watch.pending)
         return frames is not None and not any(
             low <= address <= high for address in frames for low, high in intervals

@@ -32,6 +32,7 @@ from .region_header import NewCode, PatchNote, Piece, Slot
 from .run_pre import require_old_code
 from .syscalls import NR_ARCH_PRCTL, NR_SIGALTSTACK, system_call
 from .tail_calls import modes, strictest
+from .tasks import status_fields
 
 ManifestOf = Callable[[str], Optional[Manifest]]
 """id -> manifest of a patch, None when the store has no sound bundle of it."""
@@ -123,7 +124,7 @@ def require_policy(process: LiveProcess, bundle: Bundle, policy: str) -> None:
                 "stack, or use --policy global",
                 imports=switching,
             )
-    if all(mode == "never" for mode in modes(bundle.patch).values()):
+    if not process.session.pokes and all(mode == "never" for mode in modes(bundle.patch).values()):
         raise Refused(
             "auto_impossible",
             f"every replaced function of {bundle.manifest.id} can be reached by a tail call from "
@@ -132,8 +133,30 @@ def require_policy(process: LiveProcess, bundle: Bundle, policy: str) -> None:
     _require_stub_calls(process)
 
 
+def stub_calls_known(process: LiveProcess) -> bool:
+    """Whether each task's seccomp filter, if it has one, can be asked about the check routine's
+    system calls."""
+    session = process.session
+    if session.reads_filters:
+        return True
+    for task in session.tasks():
+        fields = status_fields(task.tgid, task.tid, "Seccomp")
+        if fields is not None and fields[0] not in ("", "0"):
+            return False
+    return True
+
+
 def _require_stub_calls(process: LiveProcess) -> None:
     """The check routine's own system calls must pass each thread's seccomp filter."""
+    if not stub_calls_known(process):
+        if has_fsgsbase(process.target.pid):
+            return
+        raise Refused(
+            "seccomp_forbids",
+            f"process {process.target.pid} has a seccomp filter, which this backend cannot read "
+            "without a stop, and this machine has no FSGSBASE, so threads would need arch_prctl; "
+            "use --backend ptrace",
+        )
     calls = [system_call("sigaltstack", NR_SIGALTSTACK, 0, 1 << 20)]
     if not has_fsgsbase(process.target.pid):
         calls += [

@@ -8,7 +8,9 @@ text: a thread in the check routine may still enter the row that it read from it
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
+from .backend import Survey
 from .errors import Failed, Refused
 from .live_process import LiveProcess
 from .region_header import RowUse
@@ -44,8 +46,8 @@ def recycle(process: LiveProcess) -> None:
     session = process.session
     intervals = [interval for region in process.regions for interval in region.pending_intervals()]
     threads = Threads(process)
-    seen: set[tuple[int, int]] = set()
     deadline = time.monotonic() + TIMEOUT
+    seen = _surveyed(process, threads, intervals)
     while True:
         missing = [task for task in session.tasks() if (task.tid, task.start_time) not in seen]
         if not missing:
@@ -74,6 +76,28 @@ def recycle(process: LiveProcess) -> None:
             )
     for region in process.regions:
         region.note(rows=(RowUse(0, region.header.generation, "generation"),))
+
+
+def _surveyed(
+    process: LiveProcess, threads: Threads, intervals: Sequence[tuple[int, int]]
+) -> set[tuple[int, int]]:
+    """The tasks that the backend moved to row 0 all at once; none where it cannot."""
+    rows = frozenset(range(max(region.region.layout.rows for region in process.regions)))
+    wanted = Survey(
+        pending=intervals,
+        stacks=threads.own_stacks(),
+        left_rows=rows,
+        from_rows=rows - {0},
+        target=0,
+        seconds=TIMEOUT / 2,
+    )
+    moved = set()
+    for seen in process.session.survey(wanted) or ():
+        if seen.gs_base is not None:
+            row_of(process, seen.gs_base, seen.tid)
+        if seen.clear:
+            moved.add((seen.tid, seen.start_time))
+    return moved
 
 
 def ensure_free(process: LiveProcess) -> None:

@@ -156,9 +156,9 @@ class Threads:
             mapping = self._process.memory_map.containing(sp)
         return mapping if mapping is not None and mapping.readable else None
 
-    def _copy(self, base: int, high: int) -> bytes | None:
+    def _copy(self, visit: Visit, base: int, high: int) -> bytes | None:
         try:
-            return self._memory.read(base, high - base)
+            return visit.read(base, high - base)
         except Failed as error:
             if error.reason != "memory_unreadable":
                 raise
@@ -197,21 +197,36 @@ class Threads:
                 return None
             own = bounds is None and rsp < registers.fs_base < mapping.end
             high = registers.fs_base if own else mapping.end
-        stack = self._copy(base, high)
+        stack = self._copy(visit, base, high)
         if stack is None:
             return None
         own = own and alternate_stack(stack, base, self._restorers, registers.rip) is None
         return Thread(visit.tid, registers.rip, rsp, base, stack, own, registers, registers.gs_base)
 
-    def unwind(self, thread: Thread, still_stopped: bool = False) -> tuple[int, ...] | None:
-        """The addresses of all frames of a thread that was stopped; None when it cannot be unwound.
+    def unwind(self, thread: Thread, visit: Visit | None = None) -> tuple[int, ...] | None:
+        """The addresses of all frames of a thread that was visited; None when it cannot be unwound.
 
-        ``still_stopped`` lets the unwinder follow a signal handler to the stack it interrupted,
-        which is not in the copy.
+        A ``visit`` that is still on lets the unwinder follow a signal handler to the stack it
+        interrupted, which is not in the copy.
         """
         if thread.registers is None:
             return None
-        beyond = self._memory if still_stopped else None
-        memory = StackMemory(thread.base, thread.stack, beyond)
+        memory = StackMemory(thread.base, thread.stack, self._memory if visit else None)
         unwound = self._unwinder.unwind(stop_registers(thread.registers), memory)
-        return tuple(frame.pc for frame in unwound.frames) if unwound.complete else None
+        if not unwound.complete or (visit is not None and not visit.unchanged()):
+            return None
+        return tuple(frame.pc for frame in unwound.frames)
+
+    def own_stacks(self) -> tuple[tuple[int, int, int], ...]:
+        """(FS base, low, high) of the stacks that are known, for a survey."""
+        found = []
+        for task in self._process.session.tasks():
+            bounds = self._descriptors.bounds(task.tid)
+            if bounds is not None:
+                found.append((bounds.tcb, bounds.low, bounds.high & -8))
+        return tuple(found)
+
+    @property
+    def signal_returns(self) -> tuple[tuple[int, int], ...]:
+        """The addresses that signal handlers return to, as intervals."""
+        return tuple((address, address) for address in self._restorers.addresses)

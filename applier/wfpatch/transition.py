@@ -25,7 +25,7 @@ from .generation_table import (
 )
 from .live_process import LiveProcess
 from .live_region import LiveRegion
-from .plan import AT_HWCAP2, HWCAP2_FSGSBASE
+from .plan import AT_HWCAP2, HWCAP2_FSGSBASE, stub_calls_known
 from .region_header import (
     Generation,
     NewCode,
@@ -134,8 +134,17 @@ def set_phase(live: LiveRegion, phase: str) -> None:
     )
 
 
-def _modes(live: LiveRegion) -> dict[int, int]:
-    return {live.region.cell_index(slot.index): MODES[slot.migrate] for slot in live.header.slots}
+def _modes(process: LiveProcess, live: LiveRegion) -> dict[int, int]:
+    """How the check routine may migrate a thread at each entry.
+
+    Where a filter that cannot be read might answer its system calls, it makes none: each thread
+    goes to the held row, from where the backend moves it.
+    """
+    silent = not stub_calls_known(process)
+    return {
+        live.region.cell_index(slot.index): MODES["never" if silent else slot.migrate]
+        for slot in live.header.slots
+    }
 
 
 def moved_slots(live: LiveRegion, source: int) -> list[int]:
@@ -177,7 +186,7 @@ def _descriptor(
             *live.pending_intervals(),
             *((address, address) for address in sorted(stacks.signal_returns)),
         ),
-        modes=_modes(live),
+        modes=_modes(process, live),
         text=(*live.image.text, (region.text, region.end)),
         main_tcb=main.tcb if main else 0,
         main_low=main.low if main else 0,

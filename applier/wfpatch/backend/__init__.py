@@ -39,8 +39,59 @@ class Runner:
     capacity: int
 
 
+@dataclass(frozen=True)
+class Poke:
+    """Bytes of code to change while threads run: ``before`` and ``after`` are equally long.
+
+    ``redirect`` is code that means what the old code at ``address`` does.
+    """
+
+    address: int
+    before: bytes
+    after: bytes
+    redirect: int
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What a backend that sees all threads at once is asked: who is *clear*?
+
+    A thread is, once at one moment its rip and no word of its own stack's used part lay in one of
+    the closed intervals that count for it: ``old``, ``pending`` and ``signal_returns``; of a thread
+    in one of ``left_rows`` only ``pending``. ``stacks`` are (fs_base, low, high). A clear thread in
+    one of ``from_rows`` is moved to row ``target``. Without ``patient`` each thread is judged at
+    its first moment only. ``seconds`` is how long it may take.
+    """
+
+    old: Sequence[tuple[int, int]] = ()
+    pending: Sequence[tuple[int, int]] = ()
+    signal_returns: Sequence[tuple[int, int]] = ()
+    stacks: Sequence[tuple[int, int, int]] = ()
+    left_rows: frozenset[int] = frozenset()
+    from_rows: frozenset[int] = frozenset()
+    target: int = 0
+    patient: bool = True
+    seconds: float = 1.0
+
+
+@dataclass(frozen=True)
+class Surveyed:
+    """What a survey saw of one task; ``start_time`` in clock ticks since boot.
+
+    ``gs_base`` as it was before a move, None of a task that was not seen; ``accused`` is the word
+    that lay in an interval, or None.
+    """
+
+    tid: int
+    start_time: int
+    clear: bool
+    reason: str
+    gs_base: Optional[int]
+    accused: Optional[int] = None
+
+
 class Visit(Protocol):
-    """A stopped thread."""
+    """A stopped thread, or one as it was at a moment when it ran no user code."""
 
     tid: int
 
@@ -52,7 +103,11 @@ class Visit(Protocol):
         """Make ``registers``, as changed by the caller, the thread's registers."""
 
     def set_gs_base(self, value: int) -> None:
-        """Set the GS base, verified by reading it back."""
+        """Set the GS base, verified by reading it back; of a thread that is not stopped, only if
+        it is as it was. Raises Failed("thread_unstoppable") when it is not."""
+
+    def unchanged(self) -> bool:
+        """Whether all of the thread's memory is as it was when the visit began."""
 
     def read(self, address: int, size: int) -> bytes:
         """Memory of the process."""
@@ -65,6 +120,11 @@ class Session(Protocol):
     memory: ProcessMemory
     stops: list[StopRecord]
     stack_bounds: StackBounds | None
+    #: Whether poke() changes code; else entries are armed by single bytes, page swaps and holds.
+    pokes: bool
+    #: Whether seccomp() knows the filters; else the check routine must make no calls in a task
+    #: that has one, and survey() moves it instead.
+    reads_filters: bool
 
     def memory_map(self) -> MemoryMap:
         """A fresh snapshot."""
@@ -85,7 +145,16 @@ class Session(Protocol):
         """Run system calls inside the process; their raw results."""
 
     def visit(self, tid: int, purpose: str) -> AbstractContextManager[Visit]:
-        """One short stop of one thread."""
+        """One short stop of one thread, or its state at one moment."""
+
+    def survey(self, wanted: Survey) -> Sequence[Surveyed] | None:
+        """All tasks judged at one moment each; None where the backend cannot."""
+
+    def poke(self, pokes: Sequence[Poke], moves: Sequence[tuple[int, int]] = ()) -> bool:
+        """Change code that threads are in, all or nothing; False when one stayed inside the bytes.
+
+        ``moves`` are (from, to) for each instruction boundary in the inside of a poke, ascending.
+        """
 
     def hold_all(self, purpose: str, timeout: float) -> AbstractContextManager[Sequence[Visit]]:
         """All tasks stopped at once."""

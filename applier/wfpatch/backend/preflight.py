@@ -97,12 +97,24 @@ def require_untraced_tasks(pid: int, tasks: tuple[Task, ...]) -> dict[int, int]:
                 tid=task.tid,
                 tracer=tracer,
             )
-        if "shstk" in fields[1].split():
-            raise Refused(
-                "shadow_stack",
-                f"thread {task.tid} ({task.comm}) of process {pid} runs with a shadow stack",
-                pid=pid,
-                tid=task.tid,
-            )
+        _require_no_shadow_stack(pid, task, fields[1])
         modes[task.tid] = int(fields[2] or 0)
     return modes
+
+
+def require_no_shadow_stack(pid: int, tasks: tuple[Task, ...]) -> None:
+    """Refuse shadow_stack."""
+    for task in tasks:
+        fields = status_fields(task.tgid, task.tid, "x86_Thread_features")
+        if fields is not None:
+            _require_no_shadow_stack(pid, task, fields[0])
+
+
+def _require_no_shadow_stack(pid: int, task: Task, features: str) -> None:
+    if "shstk" in features.split():
+        raise Refused(
+            "shadow_stack",
+            f"thread {task.tid} ({task.comm}) of process {pid} runs with a shadow stack",
+            pid=pid,
+            tid=task.tid,
+        )

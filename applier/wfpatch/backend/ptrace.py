@@ -8,13 +8,12 @@ import time
 from collections.abc import Collection, Iterator, Sequence
 
 from wfpatch import injection, tasks
-from wfpatch.backend import Runner, StackBounds, StopRecord, preflight, ptrace_requests
+from wfpatch.backend import Poke, Runner, Survey, preflight, ptrace_requests
 from wfpatch.backend.hold import Hold, Stop
+from wfpatch.backend.process_view import ProcessView
 from wfpatch.backend.stops import OVERDUE, InterruptedCalls, Tracee
 from wfpatch.errors import Failed, Refused
 from wfpatch.injection import Injection, Planted
-from wfpatch.maps import MemoryMap
-from wfpatch.memory import ProcessMemory
 from wfpatch.seccomp import NO_SECCOMP, SeccompState
 from wfpatch.syscalls import (
     NOT_REPORTED,
@@ -27,7 +26,7 @@ from wfpatch.syscalls import (
     munmap,
     rt_sigreturn,
 )
-from wfpatch.tasks import Look, Task
+from wfpatch.tasks import Look
 from wfpatch.xstate import XStateLayout, layout_of_this_host
 
 VISIT_TIMEOUT = 0.25
@@ -48,40 +47,18 @@ USUAL_CALLS = (
 )
 
 
-class PtraceSession:
+class PtraceSession(ProcessView):
     """A process under work (backend.Session). Used by one thread, the applier's main thread."""
 
+    pokes = False
+    reads_filters = True
+
     def __init__(self, pid: int, layout: XStateLayout) -> None:
-        preflight.require_live_process(pid)
-        self.pid = pid
-        self.memory = ProcessMemory(pid)
-        self.stops: list[StopRecord] = []
-        self.stack_bounds: StackBounds | None = None
+        super().__init__(pid)
         self._layout = layout
         self._code: injection.Code | None = None
         self._interrupted = InterruptedCalls()
-        self._owners: dict[int, int] = {}
         self._seccomp: dict[int, SeccompState] = {}
-
-    # Looking
-
-    def memory_map(self) -> MemoryMap:
-        """A fresh snapshot. Raises Failed: target_exited, target_changed after an exec."""
-        self.memory.require_alive()
-        return MemoryMap.read(self.pid)
-
-    def tasks(self) -> tuple[Task, ...]:
-        """All tasks that share the memory and run user code."""
-        listed = tasks.list_tasks(self.pid)
-        self._owners = {task.tid: task.tgid for task in listed}
-        return listed
-
-    def look(self, tid: int) -> Look | None:
-        """A task from outside, without a stop; None when it is gone."""
-        return tasks.look(self._owner(tid), tid)
-
-    def _owner(self, tid: int) -> int:
-        return self._owners.get(tid, self.pid)
 
     def check(self, calls: Sequence[SystemCall] = (), allow_init: bool = False) -> None:
         """Refuse a process that cannot be worked on, before anything is written.
@@ -176,6 +153,13 @@ class PtraceSession:
         Raises Failed("hold_timeout") when one does not stop in time; all have been let go then.
         """
         return Hold(self.pid, self.memory, OVERDUE, purpose, timeout, self.stops, self._interrupted)
+
+    def poke(self, pokes: Sequence[Poke], moves: Sequence[tuple[int, int]] = ()) -> bool:
+        """Never called: ``pokes`` is False."""
+        raise AssertionError("ptrace cannot change code that threads are in")
+
+    def survey(self, wanted: Survey) -> None:
+        """Threads are looked at one by one: None."""
 
     # Calling
 
@@ -418,10 +402,6 @@ class PtraceSession:
             pid=self.pid,
             tids=list(tried),
         )
-
-    def close(self) -> None:
-        """End the work: nothing stays stopped, the descriptor is given back."""
-        self.memory.close()
 
 
 RUN_BELOW = 64 * 1024  # a handler on top of the chain runs this far below it at least

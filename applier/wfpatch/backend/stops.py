@@ -303,6 +303,10 @@ class Tracee:
         ptrace_requests.set_registers(self.tid, self.registers)
         self.changed = True
 
+    def unchanged(self) -> bool:
+        """True: it is stopped."""
+        return True
+
     def set_gs_base(self, value: int) -> None:
         """Set the GS base. Raises Failed("applier_failed") when it does not read back as set."""
         self.require_same_memory()

@@ -316,7 +316,7 @@ struct wfpatch_registers {
  * @stack_high: copy up to here at most
  * @stack_room: bytes of the buffer
  * @stack_length: out: bytes copied (fewer where a page is not there)
- * @seen: out: WFPATCH_SEEN_*
+ * @seen: out: WFPATCH_SEEN_* (after EXPECT: _ASLEEP alone); in, with EXPECT: as it was
  * @new_row: the row to move to (WFPATCH_THREAD_MOVE)
  * @switches: out: how often it had been switched out; in, with EXPECT: as it was
  * @registers: out; in, with EXPECT: @ip, @sp and @gs_base as they were

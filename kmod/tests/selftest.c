@@ -1,0 +1,882 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * The kernel service asked through its uapi, on programs that this one starts: TAP on standard output.
+ *
+ *   selftest [--seconds N] [--threads N] [NAME...]
+ *
+ * As root, with the module loaded. Each test has a victim: a child with threads that compute, sleep,
+ * or are made and end all the time, and that tell by shared memory what happened to them.
+ */
+#define _GNU_SOURCE
+#include <asm/prctl.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/capability.h>
+#include <poll.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "uapi/wfpatch.h"
+
+#define THREADS_MOST	5000
+#define PAGE		4096UL
+
+static unsigned int seconds_each = 3, threads_each = 16;
+static int failures;
+
+/* Saying what is wrong, and going on. */
+static bool check_(bool right, const char *file, int line, const char *format, ...)
+{
+	va_list arguments;
+
+	if (right)
+		return true;
+	failures++;
+	printf("# %s:%d: ", file, line);
+	va_start(arguments, format);
+	vprintf(format, arguments);
+	va_end(arguments);
+	printf("\n");
+	return false;
+}
+
+#define CHECK(right, ...) check_((right), __FILE__, __LINE__, __VA_ARGS__)
+
+/* The result of an ioctl as a negative errno. */
+static int ask(int fd, unsigned long command, void *arguments)
+{
+	int result = ioctl(fd, command, arguments);
+
+	return result < 0 ? -errno : result;
+}
+
+#define EXPECT(call, wanted)                                                                       \
+	({                                                                                         \
+		int result_ = (call);                                                              \
+		CHECK(result_ == (wanted), "%s gave %d (%s), expected %d", #call, result_,         \
+		      strerror(result_ < 0 ? -result_ : 0), (wanted));                             \
+		result_;                                                                           \
+	})
+
+static double now(void)
+{
+	struct timespec at;
+
+	clock_gettime(CLOCK_MONOTONIC, &at);
+	return at.tv_sec + at.tv_nsec / 1e9;
+}
+
+static int open_device(void)
+{
+	return open(WFPATCH_DEVICE, O_RDWR | O_CLOEXEC);
+}
+
+static int attach(pid_t pid)
+{
+	struct wfpatch_attach arguments = { .size = sizeof(arguments), .pid = pid };
+	int device = open_device(), result;
+
+	if (device < 0)
+		return -errno;
+	result = ask(device, WFPATCH_IOC_ATTACH, &arguments);
+	close(device);
+	return result;
+}
+
+static long counter(const char *name)
+{
+	char path[128];
+	long value = -1;
+	FILE *file;
+
+	snprintf(path, sizeof(path), "/sys/class/misc/wfpatch/counters/%s", name);
+	file = fopen(path, "r");
+	if (!file || fscanf(file, "%ld", &value) != 1)
+		CHECK(false, "cannot read %s", path);
+	if (file)
+		fclose(file);
+	return value;
+}
+
+/* -- the victim ------------------------------------------------------------------------------ */
+
+/*
+ * `one` returns 1 from one instruction of five bytes, and `one_old` is its copy; `two` returns 1 from
+ * two instructions, which a jump replaces; `two_old` is their copy, `two_new` returns 2.
+ */
+extern unsigned char one[], one_old[], two[], two_old[], two_new[];
+__asm__(".pushsection .text\n"
+	".balign 64\n"
+	"one: .byte 0xb8, 1, 0, 0, 0\n ret\n"
+	".balign 64\n"
+	"one_old: .byte 0xb8, 1, 0, 0, 0\n jmp one + 5\n"
+	".balign 64\n"
+	"two: xor %eax, %eax\n add $1, %eax\n nop\n ret\n"
+	".balign 64\n"
+	"two_old: xor %eax, %eax\n add $1, %eax\n jmp two + 5\n"
+	".balign 64\n"
+	"two_new: mov $2, %eax\n ret\n"
+	".popsection\n");
+
+static int call(const unsigned char *function)
+{
+	int result;
+
+	__asm__ volatile("call *%1" : "=a"(result) : "r"(function) : "cc", "memory");
+	return result;
+}
+
+struct shared {
+	atomic_int ready;
+	atomic_int stop;
+	atomic_long calls;
+	atomic_long wrong;
+	atomic_long forks;
+	atomic_long children_failed;
+	atomic_int tids[THREADS_MOST];
+	atomic_ulong gs[THREADS_MOST];
+};
+
+static struct shared *shared;
+
+enum kind { SLEEP, COMPUTE, HOT, STORM };
+
+struct life {
+	unsigned int index;
+	enum kind kind;
+};
+
+static unsigned long read_gs_base(void)
+{
+	unsigned long base = ~0UL;
+
+	syscall(SYS_arch_prctl, ARCH_GET_GS, &base);
+	return base;
+}
+
+static void *storm_child(void *unused)
+{
+	return unused;
+}
+
+static void *live(void *of)
+{
+	struct life life = *(struct life *)of;
+
+	free(of);
+	atomic_store(&shared->tids[life.index], (int)syscall(SYS_gettid));
+	atomic_fetch_add(&shared->ready, 1);
+	while (!atomic_load(&shared->stop)) {
+		pthread_t other;
+		int i, got;
+
+		switch (life.kind) {
+		case SLEEP:
+			usleep(20000);
+			break;
+		case COMPUTE:
+			for (i = 0; i < 100000; i++)
+				__asm__ volatile("" ::: "memory");
+			break;
+		case HOT:
+			for (i = 0; i < 2000; i++) {
+				got = call(one);
+				if (got != 1 && got != 3)
+					atomic_fetch_add(&shared->wrong, 1);
+				got = call(two);
+				if (got != 1 && got != 2)
+					atomic_fetch_add(&shared->wrong, 1);
+			}
+			atomic_fetch_add(&shared->calls, 4000);
+			break;
+		case STORM:
+			if (!pthread_create(&other, NULL, storm_child, NULL))
+				pthread_join(other, NULL);
+			break;
+		}
+		atomic_store(&shared->gs[life.index], read_gs_base());
+	}
+	return NULL;
+}
+
+/* Forks all the time; each child calls what may be in the middle of a change. */
+static void fork_storm(void)
+{
+	while (!atomic_load(&shared->stop)) {
+		int status = 0, i;
+		pid_t pid = fork();
+
+		if (pid == 0) {
+			for (i = 0; i < 200; i++) {
+				int first = call(one), second = call(two);
+
+				if ((first != 1 && first != 3) || (second != 1 && second != 2))
+					_exit(1);
+			}
+			_exit(0);
+		}
+		if (pid < 0 || waitpid(pid, &status, 0) != pid)
+			continue;
+		atomic_fetch_add(&shared->forks, 1);
+		if (status)
+			atomic_fetch_add(&shared->children_failed, 1);
+		usleep(500);
+	}
+}
+
+static pid_t start_victim(unsigned int sleepers, unsigned int computing, unsigned int hot,
+			  unsigned int storms, bool forks)
+{
+	unsigned int count = sleepers + computing + hot + storms, i;
+	pid_t pid;
+
+	memset(shared, 0, sizeof(*shared));
+	fflush(NULL);
+	pid = fork();
+	if (pid == 0) {
+		pthread_attr_t attributes;
+
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		pthread_attr_init(&attributes);
+		pthread_attr_setstacksize(&attributes, 64 << 10);
+		for (i = 0; i < count; i++) {
+			struct life *life = malloc(sizeof(*life));
+			pthread_t thread;
+
+			life->index = i;
+			life->kind = i < sleepers			? SLEEP :
+				     i < sleepers + computing		? COMPUTE :
+				     i < sleepers + computing + hot	? HOT :
+									  STORM;
+			if (pthread_create(&thread, &attributes, live, life))
+				_exit(9);
+		}
+		if (forks)
+			fork_storm();
+		while (!atomic_load(&shared->stop))
+			usleep(10000);
+		usleep(100000);
+		_exit(0);
+	}
+	for (i = 0; i < 60000 && atomic_load(&shared->ready) < (int)count; i++)
+		usleep(1000);
+	CHECK(atomic_load(&shared->ready) == (int)count, "the victim did not start");
+	return pid;
+}
+
+static void end_victim(pid_t pid)
+{
+	int status = -1;
+
+	atomic_store(&shared->stop, 1);
+	CHECK(waitpid(pid, &status, 0) == pid && status == 0, "the victim ended with status %#x", status);
+	CHECK(!atomic_load(&shared->wrong), "%ld wrong calls", atomic_load(&shared->wrong));
+	CHECK(!atomic_load(&shared->children_failed), "%ld children failed",
+	      atomic_load(&shared->children_failed));
+}
+
+/* -- tests ----------------------------------------------------------------------------------- */
+
+static void test_info(void)
+{
+	struct wfpatch_info info = { .size = sizeof(info) };
+	int device = open_device();
+
+	CHECK(device >= 0, "open: %s", strerror(errno));
+	EXPECT(ask(device, WFPATCH_IOC_INFO, &info), 0);
+	CHECK(info.uapi_version == WFPATCH_UAPI_VERSION, "uapi version %u", info.uapi_version);
+	printf("# version %s, features %#llx\n", info.version, (unsigned long long)info.features);
+	info.size = 3;
+	EXPECT(ask(device, WFPATCH_IOC_INFO, &info), -EINVAL);
+	EXPECT(ask(device, WFPATCH_IOC_INFO, NULL), -EFAULT);
+	EXPECT(ask(device, _IO(WFPATCH_IOC_MAGIC, 99), NULL), -ENOTTY);
+	EXPECT(ask(device, TIOCGWINSZ, NULL), -ENOTTY);
+	close(device);
+}
+
+static int ask_as_32bit(int fd, unsigned long command, void *arguments)
+{
+	int result;
+
+	/* The 32-bit system call entry: ioctl is 54 there. */
+	__asm__ volatile("int $0x80"
+			 : "=a"(result)
+			 : "a"(54), "b"(fd), "c"(command), "d"(arguments)
+			 : "memory", "cc", "r8", "r9", "r10", "r11");
+	return result;
+}
+
+static void test_compat(void)
+{
+	struct wfpatch_info *info = mmap(NULL, PAGE, PROT_READ | PROT_WRITE,
+					 MAP_PRIVATE | MAP_ANONYMOUS | MAP_32BIT, -1, 0);
+	int device = open_device();
+
+	info->size = sizeof(*info);
+	EXPECT(ask_as_32bit(device, WFPATCH_IOC_INFO, info), -ENOTTY);
+	munmap(info, PAGE);
+	close(device);
+}
+
+static void test_attach(void)
+{
+	struct wfpatch_attach arguments = { .size = sizeof(arguments), .pid = 1 };
+	unsigned char longer[sizeof(arguments) + 8] = { 0 };
+	pid_t victim = start_victim(1, 0, 0, 0, false);
+	int device = open_device(), session, other;
+
+	session = attach(victim);
+	CHECK(session >= 0, "attach gave %d", session);
+	EXPECT(attach(victim), -EBUSY);
+	CHECK(fcntl(session, F_GETFD) & FD_CLOEXEC, "the session is not close-on-exec");
+	close(session);
+	/* What a newer caller may say, as long as it means nothing. */
+	arguments.size = sizeof(longer);
+	arguments.pid = victim;
+	memcpy(longer, &arguments, sizeof(arguments));
+	other = ask(device, WFPATCH_IOC_ATTACH, longer);
+	CHECK(other >= 0, "attach with a longer structure gave %d", other);
+	close(other);
+	longer[sizeof(arguments)] = 1;
+	EXPECT(ask(device, WFPATCH_IOC_ATTACH, longer), -E2BIG);
+	arguments.size = sizeof(arguments);
+	arguments.flags = 1;
+	EXPECT(ask(device, WFPATCH_IOC_ATTACH, &arguments), -EINVAL);
+	arguments.flags = 0;
+	arguments.pid = 0;
+	EXPECT(ask(device, WFPATCH_IOC_ATTACH, &arguments), -EINVAL);
+	arguments.pid = 4000000;
+	EXPECT(ask(device, WFPATCH_IOC_ATTACH, &arguments), -ESRCH);
+	arguments.pid = 2; /* kthreadd */
+	EXPECT(ask(device, WFPATCH_IOC_ATTACH, &arguments), -ESRCH);
+	close(device);
+	end_victim(victim);
+}
+
+static void test_permission(void)
+{
+	pid_t victim = start_victim(1, 0, 0, 0, false), pid;
+	int device = open_device(), session = attach(victim), status = 0;
+
+	CHECK(session >= 0, "attach gave %d", session);
+	fflush(NULL);
+	pid = fork();
+	if (pid == 0) {
+		struct wfpatch_attach arguments = { .size = sizeof(arguments), .pid = victim };
+		struct wfpatch_info info = { .size = sizeof(info) };
+		struct wfpatch_list list = { .size = sizeof(list) };
+
+		if (setresuid(65534, 65534, 65534))
+			_exit(100);
+		/* Whoever is handed a descriptor gets nothing by it. */
+		if (ask(device, WFPATCH_IOC_ATTACH, &arguments) != -EPERM)
+			_exit(1);
+		if (ask(device, WFPATCH_IOC_INFO, &info) != -EPERM)
+			_exit(2);
+		if (ask(session, WFPATCH_IOC_LIST, &list) != -EPERM)
+			_exit(3);
+		if (open_device() >= 0 || errno != EACCES)
+			_exit(4);
+		_exit(0);
+	}
+	waitpid(pid, &status, 0);
+	CHECK(status == 0, "an unprivileged process: status %#x", status);
+	close(session);
+	close(device);
+	end_victim(victim);
+}
+
+/* How the maps of a process say that an address is mapped ("r-xp"), or "". */
+static const char *protection_of(pid_t pid, unsigned long address)
+{
+	static char protection[8];
+	char path[64], line[512];
+	unsigned long low, high;
+	FILE *file;
+
+	protection[0] = 0;
+	snprintf(path, sizeof(path), "/proc/%d/maps", pid);
+	file = fopen(path, "r");
+	while (file && fgets(line, sizeof(line), file)) {
+		char found[8];
+
+		if (sscanf(line, "%lx-%lx %7s", &low, &high, found) == 3 && low <= address &&
+		    address < high)
+			strcpy(protection, found);
+	}
+	if (file)
+		fclose(file);
+	return protection;
+}
+
+static void test_load(void)
+{
+	pid_t victim = start_victim(1, 1, 0, 0, false);
+	int session = attach(victim);
+	struct wfpatch_map map = { .size = sizeof(map), .fd = -1, .address = 0x200000000000,
+				   .length = 3 * PAGE, .flags = WFPATCH_MAP_EXEC };
+	int file = memfd_create("selftest", MFD_CLOEXEC);
+	unsigned char byte = 0;
+	char path[64];
+	int memory;
+
+	EXPECT(ask(session, WFPATCH_IOC_LOAD, &map), 0);
+	CHECK(!strcmp(protection_of(victim, map.address), "r-xp"), "mapped %s",
+	      protection_of(victim, map.address));
+	EXPECT(ask(session, WFPATCH_IOC_LOAD, &map), -EEXIST);
+	map.address += map.length;
+	map.flags = WFPATCH_MAP_WRITE;
+	EXPECT(ask(session, WFPATCH_IOC_LOAD, &map), 0);
+	CHECK(!strcmp(protection_of(victim, map.address), "rw-p"), "mapped %s",
+	      protection_of(victim, map.address));
+	map.flags = 0;
+	EXPECT(ask(session, WFPATCH_IOC_UNLOAD, &map), 0);
+	CHECK(!protection_of(victim, map.address)[0], "still mapped");
+	/* From a file. */
+	CHECK(write(file, "\x5a", 1) == 1 && !ftruncate(file, PAGE), "memfd");
+	map.fd = file;
+	map.length = PAGE;
+	map.flags = WFPATCH_MAP_EXEC;
+	EXPECT(ask(session, WFPATCH_IOC_LOAD, &map), 0);
+	snprintf(path, sizeof(path), "/proc/%d/mem", victim);
+	memory = open(path, O_RDONLY);
+	CHECK(pread(memory, &byte, 1, map.address) == 1 && byte == 0x5a, "read %#x", byte);
+	close(memory);
+	/* Never both, never nonsense. */
+	map.fd = -1;
+	map.address += 16 * PAGE;
+	map.flags = WFPATCH_MAP_EXEC | WFPATCH_MAP_WRITE;
+	EXPECT(ask(session, WFPATCH_IOC_LOAD, &map), -EINVAL);
+	map.flags = 0;
+	map.length = 100;
+	EXPECT(ask(session, WFPATCH_IOC_LOAD, &map), -EINVAL);
+	map.length = ~0ULL & ~(PAGE - 1);
+	EXPECT(ask(session, WFPATCH_IOC_LOAD, &map), -EINVAL);
+	map.length = PAGE;
+	map.address = 0xffff800000000000;
+	EXPECT(ask(session, WFPATCH_IOC_LOAD, &map), -EINVAL);
+	map.address = 0;
+	EXPECT(ask(session, WFPATCH_IOC_LOAD, &map), -EINVAL);
+	map.address = 0x200000800000;
+	map.fd = 999;
+	EXPECT(ask(session, WFPATCH_IOC_LOAD, &map), -EBADF);
+	close(file);
+	close(session);
+	end_victim(victim);
+}
+
+static void test_exec_and_exit(void)
+{
+	struct wfpatch_map map = { .size = sizeof(map), .fd = -1, .address = 0x200000000000,
+				   .length = PAGE };
+	int pipes[2], session, status;
+	char byte;
+	pid_t pid;
+
+	CHECK(!pipe(pipes), "pipe");
+	fflush(NULL);
+	pid = fork();
+	if (pid == 0) {
+		if (read(pipes[0], &byte, 1) != 1)
+			_exit(1);
+		execl("/bin/sleep", "sleep", "100", NULL);
+		execl("/bin/busybox", "sleep", "100", NULL);
+		_exit(1);
+	}
+	session = attach(pid);
+	CHECK(session >= 0, "attach gave %d", session);
+	EXPECT(ask(session, WFPATCH_IOC_LOAD, &map), 0);
+	CHECK(write(pipes[1], "x", 1) == 1, "write");
+	usleep(500000);
+	map.address += PAGE;
+	EXPECT(ask(session, WFPATCH_IOC_LOAD, &map), -ESRCH);
+	CHECK(!protection_of(pid, map.address)[0], "mapped into the new program");
+	kill(pid, SIGKILL);
+	waitpid(pid, &status, 0);
+	EXPECT(ask(session, WFPATCH_IOC_LOAD, &map), -ESRCH);
+	EXPECT(attach(pid), -ESRCH);
+	close(session);
+	close(pipes[0]);
+	close(pipes[1]);
+}
+
+static void test_thread(void)
+{
+	pid_t victim = start_victim(2, 2, 0, 0, false);
+	int session = attach(victim), i;
+	static unsigned char stack[256 << 10];
+
+	for (i = 0; i < 4; i++) {
+		struct wfpatch_thread thread = { .size = sizeof(thread), .tid = shared->tids[i],
+						 .deadline_ms = 5000, .stack = (uintptr_t)stack,
+						 .stack_room = sizeof(stack), .stack_high = ~0ULL };
+		struct wfpatch_thread again;
+		int result, tries;
+
+		EXPECT(ask(session, WFPATCH_IOC_THREAD, &thread), 0);
+		CHECK(thread.registers.ip && thread.registers.sp, "no registers");
+		CHECK(thread.stack_length, "no stack");
+		CHECK(thread.registers.gs_base == 0, "GS base %#llx",
+		      (unsigned long long)thread.registers.gs_base);
+		/* A move needs the thread to be as it was; a sleeper may wake in between. */
+		for (tries = 0; tries < 200; tries++) {
+			again = thread;
+			again.flags = WFPATCH_THREAD_EXPECT | WFPATCH_THREAD_MOVE;
+			again.new_row = 3;
+			result = ask(session, WFPATCH_IOC_THREAD, &again);
+			if (result != -ESTALE)
+				break;
+			thread.flags = 0;
+			EXPECT(ask(session, WFPATCH_IOC_THREAD, &thread), 0);
+		}
+		CHECK(result == 0, "thread %d: a move gave %d after %d tries", i, result, tries);
+		again = thread;
+		again.flags = WFPATCH_THREAD_EXPECT;
+		again.registers.sp += 8;
+		EXPECT(ask(session, WFPATCH_IOC_THREAD, &again), -ESTALE);
+	}
+	usleep(200000);
+	for (i = 0; i < 4; i++)
+		CHECK(shared->gs[i] == 3 * WFPATCH_ROW_SIZE, "thread %d has GS base %#lx", i,
+		      (unsigned long)shared->gs[i]);
+	{
+		struct wfpatch_thread none = { .size = sizeof(none), .tid = 1, .deadline_ms = 10 };
+
+		EXPECT(ask(session, WFPATCH_IOC_THREAD, &none), -ENOENT);
+		none.tid = 4000000;
+		EXPECT(ask(session, WFPATCH_IOC_THREAD, &none), -ENOENT);
+		none.flags = WFPATCH_THREAD_MOVE;
+		EXPECT(ask(session, WFPATCH_IOC_THREAD, &none), -EINVAL);
+	}
+	close(session);
+	end_victim(victim);
+}
+
+static struct wfpatch_listed listed[THREADS_MOST + 64];
+
+static int compare_stacks(const void *a, const void *b)
+{
+	const struct wfpatch_stack *x = a, *y = b;
+
+	return x->fs_base < y->fs_base ? -1 : x->fs_base > y->fs_base;
+}
+
+/* The stacks of the threads listed: from the mapping that their stack pointer is in. */
+static unsigned int stacks_of(pid_t pid, unsigned int count, struct wfpatch_stack *stacks)
+{
+	static struct { unsigned long low, high; } areas[2 * THREADS_MOST + 200];
+	unsigned int n_areas = 0, n = 0, i, j;
+	char path[64], line[512];
+	FILE *file;
+
+	snprintf(path, sizeof(path), "/proc/%d/maps", pid);
+	file = fopen(path, "r");
+	while (file && fgets(line, sizeof(line), file) && n_areas < 2 * THREADS_MOST + 200)
+		if (sscanf(line, "%lx-%lx", &areas[n_areas].low, &areas[n_areas].high) == 2)
+			n_areas++;
+	if (file)
+		fclose(file);
+	for (i = 0; i < count; i++)
+		for (j = 0; j < n_areas; j++)
+			if (listed[i].sp >= areas[j].low && listed[i].sp < areas[j].high) {
+				stacks[n++] = (struct wfpatch_stack){ listed[i].fs_base,
+								      areas[j].low, areas[j].high };
+				break;
+			}
+	qsort(stacks, n, sizeof(*stacks), compare_stacks);
+	for (i = j = 0; i < n; i++)
+		if (!j || stacks[i].fs_base != stacks[j - 1].fs_base)
+			stacks[j++] = stacks[i];
+	return j;
+}
+
+static struct wfpatch_list visit(int session, struct wfpatch_visit *arguments)
+{
+	struct wfpatch_list list = { .size = sizeof(list), .threads = (uintptr_t)listed,
+				     .n_threads = THREADS_MOST + 64,
+				     .entry_size = sizeof(listed[0]) };
+	struct pollfd wait = { .fd = session, .events = POLLIN };
+
+	EXPECT(ask(session, WFPATCH_IOC_VISIT, arguments), 0);
+	EXPECT(poll(&wait, 1, 90000), 1);
+	EXPECT(ask(session, WFPATCH_IOC_LIST, &list), 0);
+	return list;
+}
+
+static void test_visit(void)
+{
+	static struct wfpatch_stack stacks[THREADS_MOST];
+	unsigned int computing = threads_each / 4 + 1, storms = threads_each > 4 ? 2 : 0, i;
+	unsigned int sleepers = threads_each - computing, settled = sleepers + computing;
+	pid_t victim = start_victim(sleepers, computing, 0, storms, false);
+	int session = attach(victim), event = eventfd(0, EFD_CLOEXEC);
+	struct wfpatch_visit arguments = { .size = sizeof(arguments), .eventfd = event,
+					   .deadline_ms = 20000, .flags = WFPATCH_VISIT_ONCE,
+					   .scan_limit = 1 << 20 };
+	struct wfpatch_list list;
+	unsigned int seen = 0, clear = 0, moved = 0;
+	unsigned long long count = 0;
+	double begun;
+
+	/* Without stacks nobody can be clear, and everybody is seen. */
+	list = visit(session, &arguments);
+	CHECK(list.n_threads >= settled + 1, "%u threads listed", list.n_threads);
+	for (i = 0; i < list.n_threads; i++)
+		seen += listed[i].reason == WFPATCH_REASON_STACK;
+	CHECK(seen + 2 * storms >= list.n_threads, "%u of %u seen", seen, list.n_threads);
+	CHECK(read(event, &count, 8) == 8 && count == 1, "the eventfd has %llu", count);
+	/* Some number that lies on no stack: all are clear, and are moved from row 0 to row 5. */
+	arguments.flags = WFPATCH_VISIT_MIGRATE;
+	arguments.deadline_ms = 3000;
+	arguments.n_stacks = stacks_of(victim, list.n_threads, stacks);
+	arguments.stacks = (uintptr_t)stacks;
+	arguments.from_rows = 1;
+	arguments.target = 5;
+	begun = now();
+	list = visit(session, &arguments);
+	for (i = 0; i < list.n_threads; i++) {
+		clear += listed[i].state == WFPATCH_STATE_CLEAR;
+		moved += !!(listed[i].flags & WFPATCH_LISTED_MIGRATED);
+	}
+	printf("# %u threads: %u clear, %u moved in %.1f ms\n", list.n_threads, clear, moved,
+	       1e3 * (now() - begun));
+	CHECK(clear + 2 * storms >= settled + 1, "%u of %u clear", clear, settled + 1);
+	CHECK(moved + 2 * storms >= settled + 1, "%u of %u moved", moved, settled + 1);
+	sleep(1);
+	for (i = 0; i < settled; i++)
+		CHECK(shared->gs[i] == 5 * WFPATCH_ROW_SIZE, "thread %u has GS base %#lx", i,
+		      (unsigned long)shared->gs[i]);
+	/* All stack words count: nobody is clear. */
+	struct wfpatch_range everything = { .low = 1, .high = ~0ULL, .kind = WFPATCH_KIND_OLD };
+
+	arguments.flags = WFPATCH_VISIT_ONCE;
+	arguments.ranges = (uintptr_t)&everything;
+	arguments.n_ranges = 1;
+	list = visit(session, &arguments);
+	for (i = clear = 0; i < list.n_threads; i++)
+		clear += listed[i].state == WFPATCH_STATE_CLEAR;
+	CHECK(clear == 0, "%u threads clear though every word accuses", clear);
+	/* A visit under way keeps other requests out, can be cancelled, and ends with its session. */
+	arguments.flags = 0;
+	arguments.deadline_ms = 60000;
+	EXPECT(ask(session, WFPATCH_IOC_VISIT, &arguments), 0);
+	EXPECT(ask(session, WFPATCH_IOC_VISIT, &arguments), -EBUSY);
+	EXPECT(ask(session, WFPATCH_IOC_CANCEL, NULL), 0);
+	EXPECT(poll(&(struct pollfd){ .fd = session, .events = POLLIN }, 1, 5000), 1);
+	EXPECT(ask(session, WFPATCH_IOC_VISIT, &arguments), 0);
+	begun = now();
+	close(session);
+	CHECK(now() - begun < 10, "closing a session took %.1f s", now() - begun);
+	close(event);
+	end_victim(victim);
+}
+
+static void jump(unsigned char *to, const unsigned char *at, const unsigned char *target)
+{
+	int distance = (int)(target - (at + 5));
+
+	to[0] = 0xe9;
+	memcpy(to + 1, &distance, 4);
+}
+
+static struct wfpatch_poke poke_one(bool back)
+{
+	struct wfpatch_poke poke = { .address = (uintptr_t)one, .redirect = (uintptr_t)one_old,
+				     .length = 5 };
+
+	memcpy(back ? poke.after : poke.before, "\xb8\x01\x00\x00\x00", 5);
+	memcpy(back ? poke.before : poke.after, "\xb8\x03\x00\x00\x00", 5);
+	return poke;
+}
+
+static struct wfpatch_poke poke_two(bool back)
+{
+	struct wfpatch_poke poke = { .address = (uintptr_t)two, .length = 5,
+				     .redirect = (uintptr_t)(back ? two_new : two_old) };
+
+	memcpy(back ? poke.after : poke.before, "\x31\xc0\x83\xc0\x01", 5);
+	jump(back ? poke.before : poke.after, two, two_new);
+	return poke;
+}
+
+static void test_poke_refused(void)
+{
+	pid_t victim = start_victim(1, 0, 0, 0, false);
+	int session = attach(victim);
+	struct wfpatch_poke pokes[2] = { poke_one(false), poke_two(false) };
+	struct wfpatch_arm arm = { .size = sizeof(arm), .pokes = (uintptr_t)pokes, .n_pokes = 2 };
+	struct wfpatch_poke *data = malloc(sizeof(*data));
+
+	pokes[1].before[4] ^= 1;
+	EXPECT(ask(session, WFPATCH_IOC_ARM, &arm), -EILSEQ);
+	CHECK(pokes[0].result == 0 && pokes[1].result == -EILSEQ, "results %d, %d", pokes[0].result,
+	      pokes[1].result);
+	pokes[1] = poke_two(false);
+	pokes[1].address = 0x100000000000;
+	EXPECT(ask(session, WFPATCH_IOC_ARM, &arm), -EFAULT);
+	/* No code. */
+	pokes[1].address = (uintptr_t)data;
+	EXPECT(ask(session, WFPATCH_IOC_ARM, &arm), -EFAULT);
+	pokes[1] = poke_one(false);
+	pokes[1].address += 4;
+	EXPECT(ask(session, WFPATCH_IOC_ARM, &arm), -EINVAL);
+	pokes[1].length = 17;
+	EXPECT(ask(session, WFPATCH_IOC_ARM, &arm), -EINVAL);
+	arm.n_pokes = 0;
+	EXPECT(ask(session, WFPATCH_IOC_ARM, &arm), -EINVAL);
+	arm.n_pokes = 1;
+	arm.pokes = 8;
+	EXPECT(ask(session, WFPATCH_IOC_ARM, &arm), -EFAULT);
+	free(data);
+	close(session);
+	end_victim(victim);
+}
+
+/* Hot functions armed and disarmed, while threads run through them and children are forked. */
+static void test_poke_hot(void)
+{
+	int processors = (int)sysconf(_SC_NPROCESSORS_ONLN);
+	pid_t victim = start_victim(2, 0, processors + 1, 0, true);
+	int session = attach(victim);
+	long traps = counter("breakpoints_met"), late = counter("breakpoints_met_late");
+	long rounds = 0, again = 0;
+	double end = now() + seconds_each;
+	bool back = false;
+
+	while (now() < end) {
+		struct wfpatch_move move = { (uintptr_t)two + 2, (uintptr_t)two_old + 2 };
+		struct wfpatch_poke pokes[2] = { poke_one(back), poke_two(back) };
+		struct wfpatch_arm arm = { .size = sizeof(arm), .pokes = (uintptr_t)pokes,
+					   .n_pokes = 2, .deadline_ms = 200 };
+		int result;
+
+		if (!back) {
+			arm.moves = (uintptr_t)&move;
+			arm.n_moves = 1;
+		}
+		result = ask(session, WFPATCH_IOC_ARM, &arm);
+		if (result == -EAGAIN) {
+			again++;
+			continue;
+		}
+		if (!CHECK(result == 0, "round %ld: ARM gave %d", rounds, result))
+			break;
+		/* The second time changes nothing. */
+		if (rounds % 16 == 0)
+			EXPECT(ask(session, WFPATCH_IOC_ARM, &arm), 0);
+		back = !back;
+		rounds++;
+	}
+	printf("# %ld rounds, %ld not in time, %ld calls, %ld forks, %ld breakpoints met, %ld late\n",
+	       rounds, again, atomic_load(&shared->calls), atomic_load(&shared->forks),
+	       counter("breakpoints_met") - traps, counter("breakpoints_met_late") - late);
+	CHECK(rounds > 4, "only %ld rounds", rounds);
+	CHECK(atomic_load(&shared->calls) > 1000, "the victim made no calls");
+	CHECK(counter("breakpoints_now") == 0, "breakpoints are left");
+	close(session);
+	end_victim(victim);
+}
+
+/* A breakpoint that is not ours stays a breakpoint. */
+static void test_foreign_breakpoint(void)
+{
+	int status = 0;
+	pid_t pid;
+
+	fflush(NULL);
+	pid = fork();
+	if (pid == 0) {
+		__asm__ volatile("int3");
+		_exit(0);
+	}
+	waitpid(pid, &status, 0);
+	CHECK(WIFSIGNALED(status) && WTERMSIG(status) == SIGTRAP, "status %#x", status);
+}
+
+static void test_nothing_left(void)
+{
+	static const char *const now_files[] = { "sessions_now", "breakpoints_now", "tasks_now",
+						 "pages_now" };
+	unsigned int i;
+
+	for (i = 0; i < sizeof(now_files) / sizeof(now_files[0]); i++)
+		CHECK(counter(now_files[i]) == 0, "%s is %ld", now_files[i], counter(now_files[i]));
+}
+
+static const struct {
+	const char *name;
+	void (*run)(void);
+} tests[] = {
+	{ "info", test_info },
+	{ "compat", test_compat },
+	{ "attach", test_attach },
+	{ "permission", test_permission },
+	{ "load", test_load },
+	{ "exec_and_exit", test_exec_and_exit },
+	{ "thread", test_thread },
+	{ "visit", test_visit },
+	{ "poke_refused", test_poke_refused },
+	{ "poke_hot", test_poke_hot },
+	{ "foreign_breakpoint", test_foreign_breakpoint },
+	{ "nothing_left", test_nothing_left },
+};
+
+static bool is_wanted(const char *name, int count, char **names)
+{
+	int i;
+
+	for (i = 0; i < count; i++)
+		if (!strcmp(names[i], name))
+			return true;
+	return !count;
+}
+
+int main(int count, char **arguments)
+{
+	unsigned int i, number = 0, failed = 0;
+
+	for (arguments++, count--; count > 1 && !strncmp(arguments[0], "--", 2);
+	     arguments += 2, count -= 2) {
+		if (!strcmp(arguments[0], "--seconds"))
+			seconds_each = atoi(arguments[1]);
+		else if (!strcmp(arguments[0], "--threads"))
+			threads_each = atoi(arguments[1]);
+	}
+	if (threads_each < 4 || threads_each > THREADS_MOST - 8)
+		return 2;
+	shared = mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1,
+		      0);
+	if (shared == MAP_FAILED)
+		return 2;
+	setvbuf(stdout, NULL, _IOLBF, 0);
+	for (i = 0; i < sizeof(tests) / sizeof(tests[0]); i++) {
+		double begun = now();
+
+		if (!is_wanted(tests[i].name, count, arguments))
+			continue;
+		failures = 0;
+		tests[i].run();
+		failed += !!failures;
+		printf("%s %u %s # %.2f s\n", failures ? "not ok" : "ok", ++number, tests[i].name,
+		       now() - begun);
+	}
+	printf("1..%u\n", number);
+	return !number || failed ? 1 : 0;
+}
