@@ -8,11 +8,11 @@ written again, so a run that was killed is completed by the next one.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from .arming import ArmedEntry, PageSwap, armed_entry, page_swaps, patched_copy
-from .backend import Poke, Runner, Visit
+from .backend import Poke, Runner, Session, Visit
 from .errors import Failed, Refused
 from .live_process import LiveProcess
 from .live_region import LiveRegion
@@ -198,7 +198,6 @@ def _poke(
 ) -> None:
     """Entries written by the kernel service: what is behind an entry first, since its jump may
     contain or lead to it; then the entries themselves."""
-    session = process.session
     slots = {slot.index: slot for slot in live.header.slots}
     behind: list[Poke] = []
     heads: list[Poke] = []
@@ -214,18 +213,22 @@ def _poke(
             )
         if entry.way == "hold":
             moves.update(_inner_boundaries(slot, entry, patch))
-    for pokes, inner in ((behind, {}), (heads, moves)):
-        if not pokes:
-            continue
-        for _ in pauses(time.monotonic() + POKE_TIMEOUT):
-            if session.poke(pokes, sorted(inner.items())):
-                break
-        else:
-            raise Failed(
-                "code_busy",
-                f"a thread of process {process.target.pid} stayed inside the bytes of an entry for "
-                f"{POKE_TIMEOUT:g} s; try again later",
-            )
+    poke_until_done(process.session, behind, {})
+    poke_until_done(process.session, heads, moves)
+
+
+def poke_until_done(session: Session, pokes: Sequence[Poke], moves: Mapping[int, int]) -> None:
+    """Poke again while a thread stays inside the bytes. Raises code_busy after POKE_TIMEOUT."""
+    if not pokes:
+        return
+    for _ in pauses(time.monotonic() + POKE_TIMEOUT):
+        if session.poke(pokes, sorted(moves.items())):
+            return
+    raise Failed(
+        "code_busy",
+        f"a thread of process {session.pid} stayed inside the bytes of an entry for "
+        f"{POKE_TIMEOUT:g} s; try again later",
+    )
 
 
 def _inner_boundaries(slot: Slot, entry: ArmedEntry, patch: PatchElf) -> dict[int, int]:
