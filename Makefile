@@ -18,7 +18,7 @@ unexport PYTHONPATH PYTHONHOME ANSIBLE_CONFIG
 
 # The order is that of the least surprise: what is quick and names its fault comes first.
 # The builder rebuilds packages meanwhile: it has nothing to do with what the others place and start.
-TEST_SUITES := @test-builder lint test-gates test-setup test-unit test-engine test-floor \
+TEST_SUITES := @test-builder lint test-gates test-setup test-dkms test-unit test-engine test-floor \
     test-integration test-fleet
 
 .PHONY: help
@@ -61,6 +61,10 @@ test-gates: setup ## Each gate sees a planted fault
 test-setup: setup ## The archive, the packed applier, the placed collection
 	@$(PYTEST) tests/setup
 
+.PHONY: test-dkms
+test-dkms: setup ## The kernel service built, signed and removed by Debian's DKMS, in a root
+	@$(PYTEST) tests/dkms
+
 .PHONY: test-builder
 test-builder: setup ## The builder on small C programs, and on packages rebuilt once per machine
 	@timeout --signal KILL 2400 $(PYTEST) tests/builder
@@ -89,7 +93,7 @@ test-fleet: collection ## Playbooks on SSH hosts in namespaces, with real servic
 
 .PHONY: test-soak
 test-soak: collection ## The suites' slow tests: long loops, kills, stress
-	@$(PYTEST) -m slow --timeout 3600 tests/engine $(wildcard tests/builder tests/apps tests/load) tests/fleet
+	@$(PYTEST) -m slow --timeout 3600 tests/engine tests/dkms $(wildcard tests/builder tests/apps tests/load) tests/fleet
 
 .PHONY: bench
 bench: collection ## Latency, gaps and costs, quiet and while patching

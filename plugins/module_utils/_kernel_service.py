@@ -305,6 +305,19 @@ class KernelService:
         found = (self._installed().get("sig_key") or "").replace(":", "").upper()
         return self.signing.key is None or self.signing.serial() == found
 
+    def _check_built(self):
+        """Raises ApplierFailure unless the module is what was asked for: DKMS takes no notice of a
+        hook that fails.
+        """
+        if not self._built(self.dkms.registered()):
+            log = self.dkms.log(self.version)
+            raise ApplierFailure(
+                "kernel_module_build_failed",
+                "the kernel service was built, but is not installed as asked for, signed by {}: "
+                "{}".format(self.signing.key or "DKMS", "\n".join(log)),
+                log=log,
+            )
+
     def _build(self, registered):
         """Source in its place, module built and installed; returns whether it is another now."""
         version = self.version
@@ -339,6 +352,8 @@ class KernelService:
                 self._step(f"remove {source}", self._remove, source)
         if rebuilt:
             self._step("install it", self.dkms.install, version)
+            if not self.module.check_mode:
+                self._check_built()
         rule = read(self.path(RULE))
         if rule is None or rule != read(self.path(self._source(version) + "/wfpatch.rules")):
             self._step(f"write {RULE}", self._write_rule)

@@ -4,8 +4,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import stat
+import struct
 
 NAME = "wfpatch"
 DEVICE = "/dev/wfpatch"
@@ -15,6 +17,9 @@ CAP_SYS_MODULE = 16
 TAINTS = "PFSRMBUDAWCIOELKXTNJ"
 #: EFI_GLOBAL_VARIABLE of the UEFI specification, section 3.3.
 SECURE_BOOT = "SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
+#: WFPATCH_IOC_INFO and struct wfpatch_info: size, uapi_version, features, version.
+INFO = struct.Struct("=IIQ32s")
+IOC_INFO = 3 << 30 | INFO.size << 16 | 0xB7 << 8
 
 
 class Loaded:
@@ -124,9 +129,18 @@ class Kernel:
         if not stat.S_ISCHR(status.st_mode) or numbers != found:
             return f"{DEVICE} is not the kernel service's device ({numbers}), but {found}"
         try:
-            os.close(os.open(path, os.O_RDWR | os.O_CLOEXEC))
+            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                question = INFO.pack(INFO.size, 0, 0, b"")
+                answer = fcntl.ioctl(descriptor, IOC_INFO, question)
+            finally:
+                os.close(descriptor)
         except OSError as exc:
-            return f"{DEVICE} cannot be opened: {exc.strerror}"
+            return f"{DEVICE} does not answer: {exc.strerror}"
+        version = INFO.unpack(answer)[3].rstrip(b"\0").decode("ascii", "replace")
+        loaded = self.loaded()
+        if loaded is None or loaded.version != version:
+            return f"{DEVICE} says that it is of the version {version}"
         return None
 
     def exposed(self):

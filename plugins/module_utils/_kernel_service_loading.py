@@ -89,10 +89,10 @@ class Loading:
         problem = self.kernel.device()
         if loaded is None or loaded.version != version:
             found = "none" if loaded is None else loaded.version
-            problem = f"of {NAME} {version} was expected to be loaded, found is {found}"
+            problem = f"{NAME} {version} was expected to be loaded, found is {found}"
         if problem is not None:
             raise ApplierFailure(
-                "backend_unavailable", f"the kernel service does not answer: {problem}"
+                "backend_unavailable", f"the kernel service is not as it should be: {problem}"
             )
         exposed = self.kernel.exposed()
         if exposed is not None:

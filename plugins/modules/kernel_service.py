@@ -8,7 +8,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: kernel_service
 short_description: Build, sign and load the kernel service, or remove it
-version_added: 0.2.0
+version_added: 0.1.0
 author:
   - The WfPatch authors (@wfpatch)
 description:
@@ -130,7 +130,7 @@ version:
   description: The version that is installed for the kernel; null when there is none.
   returned: always
   type: str
-  sample: 0.2.0
+  sample: 0.1.0
 uapi_version:
   description: The version of its interface.
   returned: always
@@ -150,7 +150,7 @@ loaded_version:
   description: The version that is loaded; null when none is.
   returned: always
   type: str
-  sample: 0.2.0
+  sample: 0.1.0
 device:
   description: The device; null when it does not answer.
   returned: always
@@ -215,8 +215,8 @@ actions:
   type: list
   elements: str
   sample:
-    - place the source in /usr/src/wfpatch-0.2.0
-    - register wfpatch 0.2.0 with DKMS
+    - place the source in /usr/src/wfpatch-0.1.0
+    - register wfpatch 0.1.0 with DKMS
     - build it for 6.1.0-56-amd64
     - install it
     - load it

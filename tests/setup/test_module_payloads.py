@@ -19,6 +19,8 @@ TOP = Path(__file__).resolve().parents[2]
 #: Bytes, compressed as sent, that a module may add to what ansible-core sends for any module
 #: (ansible.builtin.ping: 168,694 with 2.19).
 LIMIT = 16_000
+#: What does more goes to a host once in a while only: when the kernel service is installed.
+LARGER = {"kernel_service": 30_000}
 #: Those that run on the controller only, as action plugins.
 CONTROLLER_ONLY = {"fleet_report", "manifest"}
 MODULES = sorted(
@@ -84,7 +86,7 @@ def bare(size):
 
 @pytest.mark.parametrize("module", MODULES)
 def test_a_payload_is_small(module, size, bare):
-    assert 0 < size(f"wfpatch.fleet.{module}") - bare <= LIMIT
+    assert 0 < size(f"wfpatch.fleet.{module}") - bare <= LARGER.get(module, LIMIT)
 
 
 def test_pipelining_is_on():

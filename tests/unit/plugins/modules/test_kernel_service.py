@@ -7,9 +7,11 @@ real ones, tests/vm a kernel that loads it.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
+import struct
 import subprocess
 import sys
 import tarfile
@@ -44,6 +46,7 @@ class KernelHost:
         self.source = folder / "kmod"
         self.run_module = run_module
         self.release = os.uname().release
+        self.answers = None
 
     def write(self, path, text):
         """Write a file below the root."""
@@ -77,6 +80,15 @@ class KernelHost:
             **options,
         }
         return self.run_module(kernel_service, **options)
+
+    def answer(self, descriptor, request, question):
+        """What the device would say to WFPATCH_IOC_INFO; it is the null device here."""
+        assert os.fstat(descriptor).st_rdev == os.stat("/dev/null").st_rdev
+        assert request == 0xC030B700
+        size, uapi_version, _features, version = struct.unpack("=IIQ32s", question)
+        assert (size, uapi_version, version) == (48, 0, bytes(32))
+        version = self.answers or (self.root / "sys/module/wfpatch/version").read_text().strip()
+        return struct.pack("=IIQ32s", size, 1, 0, version.encode())
 
     def release_version(self, version):
         """Make the source one of that version."""
@@ -123,6 +135,7 @@ def host(tmp_path, run_module, monkeypatch):
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setenv("WFPATCH_FAKE_ROOT", str(host.root))
     monkeypatch.setenv("PATH", str(host.bin))
+    monkeypatch.setattr(fcntl, "ioctl", host.answer)
     # /usr/sbin and the like, which Ansible searches always.
     monkeypatch.setattr(
         "ansible.module_utils.basic.get_bin_path",
@@ -517,6 +530,13 @@ def test_a_device_that_does_not_answer(host):
     assert found["device"] is None
     (host.root / "dev/wfpatch").write_text("")
     assert "is not the kernel service's device" in host.run()["msg"]
+
+
+def test_a_device_of_another_version(host):
+    host.answers = "0.0.9"
+    found = host.run()
+    assert found["reason"] == "backend_unavailable"
+    assert "says that it is of the version 0.0.9" in found["msg"]
 
 
 def test_another_version_than_the_one_that_was_asked_for(host, monkeypatch):
