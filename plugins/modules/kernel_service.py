@@ -89,10 +89,12 @@ attributes:
     support: full
   idempotent:
     support: full
+  platform:
+    support: full
+    platforms: linux
 extends_documentation_fragment:
   - wfpatch.fleet.attributes
   - wfpatch.fleet.attributes.controller
-  - wfpatch.fleet.attributes.fleet
 requirements:
   - DKMS 2.8 or newer on the host
   - the headers of the running kernel, the compiler that they name, and make on the host
