@@ -16,9 +16,8 @@ import wfpatch.arming
 import wfpatch.plan
 import wfpatch.self_check_stub as stub
 from programs_fixture import reap
-from proof import entries
+from proof import backends, entries
 from proof.patching import Patching, told
-from wfpatch.backend.ptrace import PtraceBackend
 from wfpatch.discovery import find_targets
 from wfpatch.live_process import open_process
 from wfpatch.machine_code import Listing
@@ -218,7 +217,7 @@ def _slots(pid, patching):
     """What the region's header says of the functions."""
     bundle = patching.signed.store().bundle("fix")
     (target,) = find_targets(bundle.patch.object, [pid])
-    with open_process(PtraceBackend(), target) as process:
+    with open_process(backends.selected(), target) as process:
         return process.region.header.slots
 
 

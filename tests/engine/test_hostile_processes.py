@@ -16,9 +16,9 @@ import subprocess
 import pytest
 import sample_patch
 import wfpatch.verify
+from proof import backends
 from proof.bundles import SignedStore
 from wfpatch import cli
-from wfpatch.backend.ptrace import PtraceBackend
 from wfpatch.discovery import find_targets
 from wfpatch.live_process import open_process
 from wfpatch.maps import MemoryMap
@@ -60,7 +60,7 @@ class Pair:
         """A header with a checksum that fits, changed by ``change(header)``."""
         bundle = self.store.store().bundle("fix")
         (target,) = find_targets(bundle.patch.object, [self.hostile.pid])
-        with open_process(PtraceBackend(), target) as process:
+        with open_process(backends.selected(), target) as process:
             # Both copies: one that is not sound would only bring the older one into force.
             changed = change(process.region.header)
             process.region.write_header(changed)
@@ -160,11 +160,11 @@ def test_mutated_headers(pair, monkeypatch):
             data[choose.randrange(used)] = choose.randrange(256)
         pair.write(base, bytes(data))
         report = wfpatch.verify.inspect_process(
-            PtraceBackend(), targets[pair.hostile.pid], (bundle,)
+            backends.selected(), targets[pair.hostile.pid], (bundle,)
         )
         assert report.state in STATES, f"seed {SEED}, mutation {number}"
         other = wfpatch.verify.inspect_process(
-            PtraceBackend(), targets[pair.healthy.pid], (bundle,)
+            backends.selected(), targets[pair.healthy.pid], (bundle,)
         )
         assert other.state == "patched" and other.reason is None
     pair.write(base, saved)

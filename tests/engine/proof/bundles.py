@@ -26,6 +26,11 @@ from wfpatch.store import Store
 from wfpatch.strict_json import canonical
 from wfpatch.trust import NAMESPACE
 
+from proof import backends
+
+#: The commands that take --backend.
+VERBS = ("plan", "apply", "revert")
+
 PRINCIPAL = "tests@wfpatch"
 
 
@@ -149,7 +154,9 @@ class SignedStore:
     def command(self, *words: object) -> list[str]:
         """The CLI's command line; the import path is in the environment (conftest.py)."""
         fixed = ["--store", str(self.path), "--allowed-signers", str(self.signers), "--json"]
-        return [sys.executable, "-m", "wfpatch", *fixed, *(str(word) for word in words)]
+        chosen = words[0] in VERBS and "--backend" not in words
+        backend = ["--backend", backends.NAME] if chosen else []
+        return [sys.executable, "-m", "wfpatch", *fixed, *(str(word) for word in words), *backend]
 
     def run(
         self, *words: object, env: Mapping[str, str] | None = None, timeout: float = 120.0

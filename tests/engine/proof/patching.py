@@ -11,6 +11,7 @@ import wfpatch.apply
 from wfpatch.host import Host, Options
 from wfpatch.report import ProcessReport, Result
 
+from proof import backends
 from proof.bundles import SignedStore
 
 
@@ -28,7 +29,7 @@ class Patching:
         return self.signed.add(patch_id, patch_elf, **fields)
 
     def _options(self, **options: Any) -> Options:
-        return Options(pids=(self.pid,), **options)
+        return Options(pids=(self.pid,), backend=backends.NAME, **options)
 
     def apply(self, patch_id: str, **options: Any) -> ProcessReport:
         """Apply; ``timeout``, ``policy`` and ``until`` as for the command line."""
