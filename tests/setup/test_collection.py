@@ -6,6 +6,8 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -83,3 +85,35 @@ def test_outside_a_checkout_it_says_so(checkout):
     )
     assert done.returncode == 1
     assert "is no git checkout" in done.stderr
+
+
+def test_what_is_built_has_all_that_hosts_get(tmp_path):
+    """ansible-galaxy leaves out what galaxy.yml says, and keeps modes."""
+    fleet = place(TOP, str(tmp_path / "collections"))
+    subprocess.run(
+        [Path(sys.executable).with_name("ansible-galaxy"), "collection", "build", str(fleet)]
+        + ["--output-path", str(tmp_path)],
+        check=True,
+        capture_output=True,
+        env={**os.environ, "ANSIBLE_HOME": str(tmp_path / "home")},
+    )
+    (built,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(built) as archive:
+        modes = {member.name: member.mode for member in archive.getmembers()}
+    sources = {f"kmod/{path.name}" for path in (TOP / "kmod").glob("*.[ch]")} & set(tracked(TOP))
+    assert len(sources) > 5
+    expected = {
+        "kmod/Kbuild",
+        "kmod/dkms.conf",
+        "kmod/wfpatch.rules",
+        "kmod/include/uapi/wfpatch.h",
+    }
+    assert sources | expected <= set(modes)
+    assert modes["kmod/dkms_sign"] & 0o100
+
+
+def tracked(top):
+    listed = subprocess.run(
+        ["git", "-C", str(top), "ls-files"], check=True, capture_output=True, text=True
+    )
+    return listed.stdout.splitlines()
