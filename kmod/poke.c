@@ -16,6 +16,7 @@
 #include <linux/limits.h>
 #include <linux/mm.h>
 #include <linux/sched/mm.h>
+#include <linux/sched/task.h>
 #include <linux/slab.h>
 #include <linux/smp.h>
 #include <linux/sort.h>
@@ -44,7 +45,7 @@ struct wf_area {
 
 struct wf_arm_job {
 	struct wf_job job;
-	const struct wfpatch_arm *arguments;
+	struct wfpatch_arm *arguments;
 	struct wfpatch_poke *pokes;
 	struct wfpatch_move *moves;
 	struct wf_site *sites;
@@ -52,6 +53,7 @@ struct wf_arm_job {
 	unsigned int n_insides;
 	struct wf_area *areas;
 	unsigned int n_areas;
+	struct task_struct *straggler;	/* a reference */
 	u64 absent;			/* a page of a stack that was not there */
 };
 
@@ -168,11 +170,15 @@ static u64 wf_area_end(const struct wf_arm_job *arm, u64 address)
 	return low < arm->n_areas ? arm->areas[low].end : 0;
 }
 
-static bool wf_returns_inside(struct wf_arm_job *arm, u64 sp)
+static bool wf_returns_inside(struct wf_arm_job *arm, struct wf_entry *entry,
+			      const struct wf_glance *glance)
 {
-	u64 low = round_down(sp, 8), high = wf_area_end(arm, sp);
+	u64 low = round_down(glance->registers->sp, 8), high = wf_area_end(arm, low);
 	u64 words[64];
 
+	/* A thread's descriptor ends its stack; what is mapped behind may be anything. */
+	if (low < glance->fs_base && glance->fs_base < high)
+		high = glance->fs_base & ~7ULL;
 	if (high <= low || high - low > WF_SCAN_LIMIT)
 		return true;
 	while (low < high) {
@@ -184,8 +190,10 @@ static bool wf_returns_inside(struct wf_arm_job *arm, u64 sp)
 			return true;
 		}
 		for (i = 0; i < size / sizeof(words[0]); i++)
-			if (wf_find_range(arm->insides, arm->n_insides, words[i]))
+			if (wf_find_range(arm->insides, arm->n_insides, words[i])) {
+				entry->hit_word = words[i];
 				return true;
+			}
 		low += size;
 	}
 	return false;
@@ -197,18 +205,33 @@ static bool wf_judge_inside(struct wf_visit *visit, struct wf_entry *entry, stru
 	struct pt_regs *registers = glance->registers;
 	const struct wfpatch_move *move = NULL;
 
+	entry->hit_word = 0;
 	if (wf_find_range(arm->insides, arm->n_insides, registers->ip)) {
+		entry->hit_word = registers->ip;
 		move = wf_find_move(arm, registers->ip);
 		if (!move)
 			return false;
 	}
-	if (wf_returns_inside(arm, registers->sp))
+	if (wf_returns_inside(arm, entry, glance))
 		return false;
 	if (move)
 		registers->ip = move->to;
 	/* Pairs with the acquire in visit.c. */
 	smp_store_release(&entry->state, WFPATCH_STATE_CLEAR);
 	return true;
+}
+
+static void wf_name_straggler(struct wf_arm_job *arm, const struct wf_visit *visit)
+{
+	const struct wf_entry *entry;
+
+	list_for_each_entry(entry, &visit->entries, link) {
+		if (entry->state != WFPATCH_STATE_CLEAR) {
+			arm->arguments->straggler_word = entry->hit_word;
+			arm->straggler = get_task_struct(entry->task);
+			return;
+		}
+	}
 }
 
 static int wf_visit_insides(struct wf_session *session, struct wf_arm_job *arm)
@@ -220,8 +243,12 @@ static int wf_visit_insides(struct wf_session *session, struct wf_arm_job *arm)
 	if (error)
 		return error;
 	error = wf_visit_threads(&visit, deadline, NULL, false);
+	if (error == -ETIME) {
+		wf_name_straggler(arm, &visit);
+		error = -EAGAIN;
+	}
 	wf_visit_release(&visit);
-	return error == -ETIME ? -EAGAIN : error;
+	return error;
 }
 
 static int wf_list_areas(struct wf_session *session, struct wf_arm_job *arm)
@@ -471,16 +498,16 @@ static int wf_arm_fill(struct wf_arm_job *arm)
 /**
  * wf_arm - change code
  * @session: of whose address space
- * @arguments: see the uapi
+ * @arguments: see the uapi; @straggler and @straggler_word are filled
  *
  * Return: 0 or a negative errno.
  */
-int wf_arm(struct wf_session *session, const struct wfpatch_arm *arguments)
+int wf_arm(struct wf_session *session, struct wfpatch_arm *arguments)
 {
 	struct wf_arm_job arm = { .job.run = wf_run_arm, .arguments = arguments };
 	int error;
 
-	if (arguments->flags || arguments->reserved || !arguments->n_pokes ||
+	if (arguments->flags || !arguments->n_pokes ||
 	    arguments->n_pokes > WFPATCH_MAX_POKES || arguments->n_moves > WFPATCH_MAX_MOVES ||
 	    arguments->deadline_ms > WFPATCH_MAX_DEADLINE)
 		return -EINVAL;
@@ -490,6 +517,12 @@ int wf_arm(struct wf_session *session, const struct wfpatch_arm *arguments)
 		if (copy_to_user((void __user *)arguments->pokes, arm.pokes,
 				 array_size(arguments->n_pokes, sizeof(*arm.pokes))))
 			error = -EFAULT;
+	}
+	arguments->straggler = 0;
+	if (arm.straggler) {
+		/* Here, since it is the caller's pid namespace that counts. */
+		arguments->straggler = task_pid_vnr(arm.straggler);
+		put_task_struct(arm.straggler);
 	}
 	kvfree(arm.areas);
 	kvfree(arm.insides);

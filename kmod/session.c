@@ -119,12 +119,17 @@ static long wf_session_map(struct wf_session *session, unsigned int number,
 						     wf_unload(session, &arguments);
 }
 
-static long wf_session_arm(struct wf_session *session, const void __user *where)
+static long wf_session_arm(struct wf_session *session, void __user *where)
 {
 	struct wfpatch_arm arguments;
+	u32 size;
 	int error = wf_copy_arguments(&arguments, sizeof(arguments), where);
 
-	return error ? error : wf_arm(session, &arguments);
+	if (error)
+		return error;
+	size = min_t(u32, arguments.size, sizeof(arguments));
+	error = wf_arm(session, &arguments);
+	return copy_to_user(where, &arguments, size) ? -EFAULT : error;
 }
 
 static long wf_session_visit(struct wf_session *session, const void __user *where)

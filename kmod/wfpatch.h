@@ -219,7 +219,7 @@ int wf_load(struct wf_session *session, const struct wfpatch_map *arguments);
 int wf_unload(struct wf_session *session, const struct wfpatch_map *arguments);
 
 /* poke.c */
-int wf_arm(struct wf_session *session, const struct wfpatch_arm *arguments);
+int wf_arm(struct wf_session *session, struct wfpatch_arm *arguments);
 void wf_synchronize_cores(void);
 
 /* trap.c */

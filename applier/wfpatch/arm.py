@@ -222,11 +222,12 @@ def poke_until_done(session: Session, pokes: Sequence[Poke], moves: Mapping[int,
     if not pokes:
         return
     for _ in pauses(time.monotonic() + POKE_TIMEOUT):
-        if session.poke(pokes, sorted(moves.items())):
+        straggler = session.poke(pokes, sorted(moves.items()))
+        if not straggler:
             return
     raise Failed(
         "code_busy",
-        f"a thread of process {session.pid} stayed inside the bytes of an entry for "
+        f"{straggler} of process {session.pid} stayed inside the bytes of an entry for "
         f"{POKE_TIMEOUT:g} s; try again later",
     )
 

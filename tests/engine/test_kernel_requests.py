@@ -227,7 +227,7 @@ def test_bytes_that_are_others_are_refused(monkeypatch, session):
 def test_a_thread_that_stays_inside_is_said(monkeypatch, session):
     Answers(monkeypatch, errno.EAGAIN)
     pokes = [Poke(0x1000, b"\x90", b"\xe9", 0x2000)]
-    assert session.poke(pokes) is False
+    assert session.poke(pokes) == "thread 0 (0x0)"
     monkeypatch.setattr(arm, "POKE_TIMEOUT", 0.02)
     with pytest.raises(Failed) as caught:
         arm.poke_until_done(session, pokes, {})

@@ -150,10 +150,11 @@ class Session(Protocol):
     def survey(self, wanted: Survey) -> Sequence[Surveyed] | None:
         """All tasks judged at one moment each; None where the backend cannot."""
 
-    def poke(self, pokes: Sequence[Poke], moves: Sequence[tuple[int, int]] = ()) -> bool:
-        """Change code that threads are in, all or nothing; False when one stayed inside the bytes.
+    def poke(self, pokes: Sequence[Poke], moves: Sequence[tuple[int, int]] = ()) -> str:
+        """Change code that threads are in, all or nothing.
 
-        ``moves`` are (from, to) for each instruction boundary in the inside of a poke, ascending.
+        Returns the thread that stayed inside the bytes, empty when it is done. ``moves`` are
+        (from, to) for each instruction boundary in the inside of a poke, ascending.
         """
 
     def hold_all(self, purpose: str, timeout: float) -> AbstractContextManager[Sequence[Visit]]:

@@ -212,9 +212,10 @@ class KernelSession(ProcessView):
 
     # Changing code
 
-    def poke(self, pokes: Sequence[Poke], moves: Sequence[tuple[int, int]] = ()) -> bool:
-        """Change code that threads are in, all or nothing; False when one stayed inside the bytes.
+    def poke(self, pokes: Sequence[Poke], moves: Sequence[tuple[int, int]] = ()) -> str:
+        """Change code that threads are in, all or nothing.
 
+        Returns the thread that stayed inside the bytes, empty when it is done.
         Raises Refused("old_code_mismatch"), Failed("memory_unwritable").
         """
         wanted = (kernel_requests.Poke * len(pokes))()
@@ -240,7 +241,7 @@ class KernelSession(ProcessView):
         if result in (-errno.EILSEQ, -errno.EFAULT):
             bad = next((place for place in wanted if place.result), wanted[0])
             raise self._unpokable(bad)
-        return result == 0
+        return f"thread {arm.straggler} ({arm.straggler_word:#x})" if result else ""
 
     def _unpokable(self, bad: kernel_requests.Poke) -> Failed | Refused:
         if bad.result == -errno.EILSEQ:

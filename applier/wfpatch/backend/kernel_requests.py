@@ -114,7 +114,8 @@ class Arm(ctypes.Structure):
         ("n_pokes", _U32),
         ("n_moves", _U32),
         ("deadline_ms", _U32),
-        ("reserved", _U32),
+        ("straggler", _S32),
+        ("straggler_word", _U64),
     )
 
 

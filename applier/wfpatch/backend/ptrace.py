@@ -154,7 +154,7 @@ class PtraceSession(ProcessView):
         """
         return Hold(self.pid, self.memory, OVERDUE, purpose, timeout, self.stops, self._interrupted)
 
-    def poke(self, pokes: Sequence[Poke], moves: Sequence[tuple[int, int]] = ()) -> bool:
+    def poke(self, pokes: Sequence[Poke], moves: Sequence[tuple[int, int]] = ()) -> str:
         """Never called: ``pokes`` is False."""
         raise AssertionError("ptrace cannot change code that threads are in")
 

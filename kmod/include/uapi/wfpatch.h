@@ -136,7 +136,9 @@ struct wfpatch_move {
  * @n_moves: 0 where no poke has an instruction boundary in its inside
  * @deadline_ms: how long threads may take to leave the inside of pokes that have boundaries there;
  *	no fork, mmap or munmap of the process proceeds meanwhile, so tens of milliseconds
- * @reserved: 0
+ * @straggler: out, with EAGAIN: a thread that did not leave
+ * @straggler_word: out: its instruction pointer or the word of its stack that lies inside, or 0 when
+ *	it was not seen, or its stack could not be read
  *
  * All or nothing. One byte is stored; of more, first a breakpoint, then the tail, then the first
  * byte, all processors synchronised after each step. Nobody forks while a breakpoint is there.
@@ -151,7 +153,8 @@ struct wfpatch_arm {
 	__u32 n_pokes;
 	__u32 n_moves;
 	__u32 deadline_ms;
-	__u32 reserved;
+	__s32 straggler;
+	__u64 straggler_word;
 };
 
 /**
