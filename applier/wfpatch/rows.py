@@ -19,7 +19,10 @@ from .thread_stack import Threads, words_inside_thread
 ROW_SIZE = 4096
 #: Two rows for the transition (target and held), two for its revert.
 ROWS_NEEDED = 4
+#: How long no further task may come out of stub text, and how long all of it may take: on a busy
+#: host a single stop takes as long as the task waits for a processor (50 to 250 ms measured).
 TIMEOUT = 5.0
+LONGEST = 60.0
 
 
 def row_of(process: LiveProcess, gs_base: int, tid: int) -> int:
@@ -46,7 +49,7 @@ def recycle(process: LiveProcess) -> None:
     session = process.session
     intervals = [interval for region in process.regions for interval in region.pending_intervals()]
     threads = Threads(process)
-    deadline = time.monotonic() + TIMEOUT
+    begun = progress = time.monotonic()
     seen = _surveyed(process, threads, intervals)
     while True:
         missing = [task for task in session.tasks() if (task.tid, task.start_time) not in seen]
@@ -68,7 +71,8 @@ def recycle(process: LiveProcess) -> None:
                     raise
                 continue
             seen.add((task.tid, task.start_time))
-        if time.monotonic() > deadline:
+            progress = time.monotonic()
+        if time.monotonic() > min(progress + TIMEOUT, begun + LONGEST):
             raise Refused(
                 "generation_exhausted",
                 f"rows of process {process.target.pid} cannot be reused: "

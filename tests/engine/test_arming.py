@@ -139,6 +139,12 @@ def test_an_occupied_landing_is_no_landing(rel32, why):
     assert caught.value.result["functions"] == [site().name]
 
 
+def test_without_the_rule_a_landing_lies_where_the_heap_will_grow(monkeypatch):
+    monkeypatch.setattr(arming, "kept_clear", lambda _: ())
+    rel32 = HEAP[1] + HEAP_GROWTH - PAGE - TEXT - 0x1005
+    assert only(plan(site(rel32=rel32))).landing == HEAP[1] + HEAP_GROWTH - PAGE
+
+
 def test_a_landing_below_user_space_is_none():
     low = 0x40_0000
     maps = MemoryMap.parse(f"{low:x}-{low + PAGE:x} r-xp 00000000 08:01 7 /usr/bin/served\n")
@@ -577,6 +583,24 @@ def test_armed_entries_lead_through_the_table(rig_of, ways):
     for kind in KINDS:
         assert rig.read(rig.entries[kind], 32) == rig.shipped[kind]
         assert rig.call(kind, 9) == expected(kind, 9)
+
+
+def test_one_byte_leaves_the_file_mapped(rig_of):
+    """A store through /proc/PID/mem keeps the mapping's identity; a page that is moved does not."""
+    rig = rig_of(0)
+    made = rig.plan([rig.site(kind) for kind in KINDS], ways=frozenset(("byte", "swap")))
+    rig.open_slots(made)
+    rig.arm(made)
+    seen = set()
+    moved = {
+        page for swap in made.swaps for page in range(swap.start, swap.start + swap.size, PAGE)
+    }
+    for entry in made.entries:
+        mapping = rig.maps().containing(entry.address)
+        kept = entry.address & -PAGE not in moved
+        assert (mapping.path == str(rig.running.process.args[0])) == kept, entry
+        seen.add((entry.way, kept))
+    assert ("byte", True) in seen
 
 
 def test_evicted_instructions_run(rig_of, only_eviction):

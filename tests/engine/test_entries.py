@@ -7,17 +7,15 @@ one of an unpatched twin: all general registers, flags, x87, xmm to zmm, mask re
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 
 import pytest
 import wfpatch.arming
-import wfpatch.plan
 import wfpatch.self_check_stub as stub
 from programs_fixture import reap
 from proof import backends, entries
-from proof.patching import Patching, told
+from proof.patching import Patching, only_way, told
 from wfpatch.discovery import find_targets
 from wfpatch.live_process import open_process
 from wfpatch.machine_code import Listing
@@ -165,12 +163,7 @@ def test_all_kinds_together(callers, policy):
 def test_one_way_only(callers, monkeypatch, way, names, policy):
     """Kinds that could go another way go this one when it is the only one allowed."""
     program, patching = callers
-    occupied = wfpatch.plan.Occupied
-    monkeypatch.setattr(
-        wfpatch.plan,
-        "Occupied",
-        lambda **fields: dataclasses.replace(occupied(**fields), ways=frozenset({way})),
-    )
+    only_way(monkeypatch, way)
     patching.add("fix", entries.patch(2, names), policy=policy)
     plan = patching.plan("fix")
     assert plan.reason is None, told(plan)
@@ -182,12 +175,7 @@ def test_one_way_only(callers, monkeypatch, way, names, policy):
 def test_second_instruction_evicted(callers, monkeypatch, policy):
     """Where neither padding nor the bytes behind help, the second instruction is moved away."""
     program, patching = callers
-    occupied = wfpatch.plan.Occupied
-    monkeypatch.setattr(
-        wfpatch.plan,
-        "Occupied",
-        lambda **fields: dataclasses.replace(occupied(**fields), ways=frozenset({"swap"})),
-    )
+    only_way(monkeypatch, "swap")
     for way in ("_by_whole_jump", "_by_short_jump", "_by_punned_jump"):
         monkeypatch.setattr(wfpatch.arming, way, lambda *_: iter(()))
     names = []

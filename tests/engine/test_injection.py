@@ -3,14 +3,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 import struct
+import subprocess
 import time
 
 import pytest
 from chosen_thread import DATA_SIZE, PLACE, TEXT, map_place, open_chosen, unmap_place
-from wfpatch import injection, sigframe
-from wfpatch.backend import Runner
+from wfpatch import injection, sigframe, xstate
+from wfpatch.backend import Runner, ptrace_requests
 from wfpatch.errors import Failed, Refused
 from wfpatch.injection import DONE, PENDING, RECORD, encode_records
 from wfpatch.maps import MemoryMap
@@ -57,6 +59,61 @@ def test_registers_vectors_flags_red_zone_and_mask_are_kept(program, start, kind
     rounds, wrong, eintr = verdict(process)
     assert rounds > 60
     assert (wrong, eintr) == (0, 0)
+
+
+def _frame_of_other_alternate_stack(monkeypatch):
+    monkeypatch.setattr(sigframe, "_SS_FLAGS_INVALID", 2)  # SS_DISABLE
+
+
+def _image_without_magic(monkeypatch):
+    monkeypatch.setattr(xstate, "_MAGIC1", 0)
+
+
+def _image_larger_than_the_tasks(monkeypatch):
+    monkeypatch.setattr(
+        injection,
+        "signal_image",
+        lambda raw, layout: xstate.signal_image(
+            raw.ljust(layout.size + 8192, b"\0"),
+            dataclasses.replace(layout, size=layout.size + 8192),
+        ),
+    )
+
+
+def _no_red_zone(monkeypatch):
+    monkeypatch.setattr(sigframe, "RED_ZONE", 0)
+
+
+def _no_mask(monkeypatch):
+    monkeypatch.setattr(ptrace_requests, "get_signal_mask", lambda _: 0)
+
+
+def _call_not_issued_again(monkeypatch):
+    monkeypatch.setattr(injection, "restored_registers", lambda tracee: tracee.registers.copy())
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        _frame_of_other_alternate_stack,
+        _image_without_magic,
+        _image_larger_than_the_tasks,
+        _no_red_zone,
+        _no_mask,
+        _call_not_issued_again,
+    ],
+)
+def test_each_detail_of_the_frames_is_needed(program, start, monkeypatch, fault):
+    process = start(program("register_check"), 2, 2, stderr=subprocess.DEVNULL)
+    session = open_chosen(process.pid)
+    fault(monkeypatch)
+    deadline = time.monotonic() + 60
+    while process.alive() and verdict(process)[1] == 0:
+        assert time.monotonic() < deadline, "nothing was noticed"
+        for tid in chosen_threads(session):
+            session.chosen = tid
+            map_place(session)
+            unmap_place(session)
 
 
 def test_a_sleeper_is_chosen_first(program, start):
@@ -214,6 +271,18 @@ def test_alternate_stacks(program, start):
     session.chosen = int(tids["roomy"])
     map_place(session)
     assert process.ask("release") == "intact"
+
+
+def test_frames_below_an_alternate_stack_destroy_what_is_there(program, start, monkeypatch):
+    """Without the floor, a long chain reaches the live frames below a handler's stack."""
+    process = start(program("alternate_stacks"))
+    session = open_chosen(process.pid)
+    tids = dict(word.split(":") for word in process.ready_line.split()[1:])
+    session.chosen = int(tids["tight"])
+    monkeypatch.setattr(injection, "alternate_stack_floor", lambda *_: 0)
+    calls = [mmap_anonymous(PLACE + page * 0x1000, 0x1000, PROT_READ) for page in range(40)]
+    assert session.call(calls) == [call.arguments[0] for call in calls]
+    assert process.ask("release") != "intact"
 
 
 def test_the_floor_of_an_alternate_stack_is_found_in_the_signal_frame():

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import os
 import random
+import signal
+import subprocess
 import time
 
 import pytest
@@ -124,6 +126,27 @@ def test_the_work_is_done_and_names_its_steps(checked, tmp_path):
         "write memory",
     }
     intact(checked)
+
+
+def test_ordinary_injection_is_deadly(program, start):
+    """Without the frames: registers set to a call, to be restored by one who is killed before."""
+    for _ in range(3):
+        process = start(program("register_check"), 0, 2, stderr=subprocess.DEVNULL)
+        session = open_session(process.pid)
+        gadget = session._find_code().gadgets.system_call
+        sleeper = session.tasks()[1].tid
+        session.close()
+        child = os.fork()
+        if child == 0:
+            with open_session(process.pid).visit(sleeper, "test") as stopped:
+                stopped.registers.rip = gadget
+                stopped.registers.rax = GETPID
+                stopped.registers.orig_rax = (1 << 64) - 1
+                stopped.set_registers()
+                os.kill(os.getpid(), 9)
+        assert ended(child) == -9
+        process.process.wait(10)
+        assert process.process.returncode in (-signal.SIGSEGV, -signal.SIGILL, -signal.SIGBUS)
 
 
 def test_killed_before_every_step(checked, tmp_path):

@@ -13,7 +13,6 @@ their figures.
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import random
 import time
@@ -21,8 +20,7 @@ import traceback
 
 import pytest
 import sample_patch
-import wfpatch.plan
-from proof.patching import Patching, told
+from proof.patching import Patching, only_way, told
 from wfpatch.backend import steps
 from wfpatch.tasks import list_tasks, read_status
 
@@ -106,12 +104,7 @@ def world(program, start, tmp_path, monkeypatch):
     """world(way, policy): a process whose function can only be armed that way."""
 
     def begin(way, policy):
-        occupied = wfpatch.plan.Occupied
-        monkeypatch.setattr(
-            wfpatch.plan,
-            "Occupied",
-            lambda **fields: dataclasses.replace(occupied(**fields), ways=frozenset({way})),
-        )
+        only_way(monkeypatch, way)
         path = program("register_check")
         killed = Killed(start(path, 1, 2), tmp_path, path, policy)
         report = killed.patching.patched("fix", timeout=60)

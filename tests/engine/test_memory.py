@@ -78,6 +78,9 @@ def test_the_descriptor_does_not_follow_an_exec(program, start):
             with pytest.raises(Failed) as caught:
                 act()
             assert caught.value.reason == "target_changed"
+    # What is opened by the pid once more is the new program, whatever lies there.
+    with ProcessMemory(process.pid) as memory:
+        memory.read(MemoryMap.read(process.pid).stack.start, 8)
 
 
 def test_a_process_that_has_exited(program, start):

@@ -6,12 +6,9 @@ Counted at the ptrace requests themselves: who is asked to stop, and who is let 
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 import sample_patch
-import wfpatch.plan
-from proof.patching import Patching
+from proof.patching import Patching, only_way
 from wfpatch.backend import ptrace_requests
 from wfpatch.backend.hold import Stop
 from wfpatch.backend.stops import OVERDUE
@@ -61,12 +58,7 @@ def test_one_at_a_time(program, start, tmp_path, monkeypatch, threads, way):
     running = start(path, threads, 1)
     patching = Patching(tmp_path, running.pid)
     patching.add("fix", sample_patch.build(path, NEW, ["runner"]))
-    occupied = wfpatch.plan.Occupied
-    monkeypatch.setattr(
-        wfpatch.plan,
-        "Occupied",
-        lambda **fields: dataclasses.replace(occupied(**fields), ways=frozenset({way})),
-    )
+    only_way(monkeypatch, way)
     requests = Requests(monkeypatch)
     # The runner never leaves the old function, so the transition stays open: its stops count too.
     report = patching.apply("fix", timeout=1)

@@ -19,9 +19,11 @@ import time
 
 import pytest
 import sample_patch
+import wfpatch.plan
 from proof.bundles import SignedStore, make_key
 from wfpatch.backend import ptrace_requests
 from wfpatch.cli import EXIT_OF_REASON
+from wfpatch.host import Host, Options
 from wfpatch.maps import MemoryMap
 from wfpatch.region_header import MAGIC
 from wfpatch.strict_json import canonical
@@ -340,13 +342,47 @@ def test_without_permission(world):
     assert world.memory() == before
 
 
+@pytest.fixture
+def filtered(program, start, tmp_path):
+    """filtered(kind): a program under that filter, and a patch for it."""
+
+    def make(kind):
+        path = program("seccomp_filter", "-g")
+        source = "static void *sleeper(void *a);\nstatic void *sleeper(void *a) { return a; }\n"
+        source += "void *keep(void) { return (void *)sleeper; }\n"
+        world = World(path, start(path, kind, env=QUIET), tmp_path)
+        world.add(source=source, names=("sleeper",))
+        return world
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("kind", "fsgsbase", "refused"),
+    [
+        ("errno-sigaltstack", True, True),
+        ("errno-arch_prctl", True, False),
+        ("errno-arch_prctl", False, True),
+        ("allow", False, False),
+    ],
+)
+def test_a_filter_that_forbids_what_the_stub_calls(filtered, monkeypatch, kind, fsgsbase, refused):
+    """In a thread itself: sigaltstack, and arch_prctl where the processor has no FSGSBASE."""
+    world = filtered(kind)
+    if not fsgsbase:
+        monkeypatch.setattr(wfpatch.plan, "has_fsgsbase", lambda _: False)
+    host = Host(world.store.store())
+    report = host.plan(["fix"], Options(pids=(world.pid,))).processes[0]
+    assert report.reason == ("seccomp_forbids" if refused else None), report
+    if refused:
+        assert kind.partition("-")[2] in report.message
+        report = host.plan(["fix"], Options(pids=(world.pid,), policy="global")).processes[0]
+        assert report.reason is None, "a global switch needs no call of the stub's"
+
+
 @pytest.mark.parametrize("kind", ["errno-mmap", "kill-mmap"])
-def test_a_filter_that_forbids(program, start, tmp_path, kind):
-    path = program("seccomp_filter", "-g")
-    source = "static void *sleeper(void *a);\nstatic void *sleeper(void *a) { return a; }\n"
-    source += "void *keep(void) { return (void *)sleeper; }\n"
-    world = World(path, start(path, kind, env=QUIET), tmp_path)
-    world.add(source=source, names=("sleeper",))
+def test_a_filter_that_forbids(filtered, kind):
+    world = filtered(kind)
     world.both_refused("seccomp_forbids", "fix", tells="mmap")
     assert world.running.process.poll() is None
 

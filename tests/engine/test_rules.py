@@ -20,13 +20,19 @@ the scan's cap declines                               deep_stack           scan_
 "behind a call" clears nothing in the scan            signal_frame         only_words_behind_calls
 stub text and jumped-to entries count                 test_signal_at_...   no_pending_text
 tail edges of all patches and of new code count       test_tail_edge_...   (tail_jump's)
-only a complete unwinding clears a word               test_unwinding_...   (fault: any clearing)
+only a complete unwinding clears a word               beyond_unwinding     incomplete_unwinding_clears
+tasks are seen after the last slot is a self-check    entered_after_seen   seen_before_open
 who declines goes to the held row                     declined_after_seen  no_held_row
+the held row changes only when nobody is in it        declined_after_seen  held_row_unseen
+... and who enters it is counted                      declined_after_seen  held_row_uncounted
 tasks are all that share the memory: vfork            vfork                listed_threads_only
 ... CLONE_VM                                          clone_vm             listed_threads_only
 tasks born meanwhile are observed                     born_meanwhile       nobody_is_born
 the slots open when every function is armed           armed_in_part        only_first_function_armed
 the order of the stores                               test_every_store     target_row_last
+a forked child is a process of its own                test_forked_...      (fault: no rounds)
+a hold moves who is inside of the bytes               test_a_hold_moves... (fault: nobody moved)
+a hold waits for words inside of the bytes            test_a_hold_waits... (fault: no scan)
 a row is reused after every GS base was read          reused_row           rows_reused_unseen
 """
 
@@ -37,13 +43,15 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 from proof import call_trees, faults
 from proof.call_trees import Trees
-from proof.patching import Patching, between_sweeps, told
+from proof.patching import Patching, between_sweeps, only_way, told
 from proof.stepping import Stepper, send_signal
+from wfpatch.backend.stops import Tracee
 from wfpatch.live_region import LiveRegion
 
 
@@ -207,6 +215,33 @@ def declined_after_seen(world: World) -> list[str]:
     return trees.trace(0)
 
 
+def beyond_unwinding(world: World) -> list[str]:
+    """Old f is beyond a frame without unwind information."""
+    world.trees.run(0, "fupg")
+    world.trees.until_blocked(0)
+    world.begin("fgk")
+    world.wake()
+    return world.trees.trace(0)
+
+
+def entered_after_seen(world: World) -> list[str]:
+    """Thread 0 enters the set when it was seen quiescent; by then that leads to the self-check."""
+    trees = world.trees
+
+    def enter() -> None:
+        trees.run(0, "fpg")
+        trees.until_blocked(0)
+        trees.go(1)
+        trees.until_idle(1)
+
+    trees.run(1, "fp")
+    trees.until_blocked(1)
+    between_sweeps(world.monkeypatch, [enter])
+    world.begin("fgk")
+    world.wake()
+    return trees.trace(0)
+
+
 def vfork(world: World) -> list[str]:
     """Only vfork's child is in old code, on its parent's stack beneath the parent's frames."""
     world.patching.add("fix-2", call_trees.patch(2, "fgk"))
@@ -288,7 +323,13 @@ SCENARIOS: tuple[tuple[Scenario, str, tuple[faults.Fault, ...]], ...] = (
     (disarming_stack, "f1 g1", (faults.handlers_migrate,)),
     (deep_stack, "f1 g1", (faults.scan_up_to_cap_only,)),
     (signal_frame, "f1 g1", (faults.only_words_behind_calls,)),
-    (declined_after_seen, "f1 g1 k1", (faults.no_held_row,)),
+    (beyond_unwinding, "f1 g1", (faults.incomplete_unwinding_clears,)),
+    (entered_after_seen, "f2 g2", (faults.seen_before_open,)),
+    (
+        declined_after_seen,
+        "f1 g1 k1",
+        (faults.no_held_row, faults.held_row_unseen, faults.held_row_uncounted),
+    ),
     (vfork, "f1 g1", (faults.listed_threads_only,)),
     (clone_vm, "f1 g1", (faults.listed_threads_only,)),
     (born_meanwhile, "f1 g1", (faults.nobody_is_born,)),
@@ -396,6 +437,141 @@ def test_stale_words_are_cleared_by_unwinding(world):
     world.wake()
     assert trees.trace(0) == ["f2", "g2"]
     trees.assert_consistent()
+
+
+def _forked_in_the_middle(start: Any, directory: Path, monkeypatch: Any) -> tuple[Trees, Any, int]:
+    """Thread 0 forks while thread 1, which is in old code, keeps the transition open.
+
+    The build is one of its own: all processes that map it are patched.
+    """
+    built = call_trees.program("-Wl,--build-id=0x666f726b65646368696c64")
+    trees = Trees(start(built, 0, 2, "fgk"))
+    patching = Patching(directory, trees.pid)
+    patching.add("fix-2", call_trees.patch_of(built, 2, "fgk"))
+
+    def fork() -> None:
+        trees.run(0, "1pfg.k")
+        trees.until_child_blocked()
+
+    trees.run(1, "fp")
+    trees.until_blocked(1)
+    between_sweeps(monkeypatch, [fork])
+    trees.set("expect", 2)
+    result = patching.everywhere("fix-2", timeout=1)
+    return trees, result, trees.report()["last_child"]
+
+
+def test_forked_in_the_middle(start, tmp_path, monkeypatch):
+    """A child inherits row and stack, and is a process of its own: listed, finished, reported."""
+    trees, result, child = _forked_in_the_middle(start, tmp_path, monkeypatch)
+    assert {(p.pid, p.state) for p in result.processes} == {
+        (trees.pid, "partial"),
+        (child, "patched"),
+    }, [told(p) for p in result.processes]
+    for thread in (0, 0, 1):  # thread 0 and its only copy share a pipe
+        trees.go(thread)
+    trees.until_children_ended(1)
+    for thread in (0, 1):
+        trees.until_idle(thread)
+    assert trees.trace(0) == ["f2", "g2", "k2"]
+    assert trees.assert_consistent()["forks_mixed"] == 0
+
+
+def test_forked_in_the_middle_without_looking_again(start, tmp_path, monkeypatch):
+    faults.children_of_the_process_ignored(monkeypatch)
+    trees, result, child = _forked_in_the_middle(start, tmp_path, monkeypatch)
+    assert child not in {process.pid for process in result.processes}
+
+
+def _inside_the_bytes(world: World, then: Callable[[], None]) -> tuple[int, int]:
+    """Load a patch whose entries go by a hold; stop thread 0 behind f's first instruction.
+
+    Returns f's entry and where the thread is. ``then`` is done while it is halted there.
+    """
+    trees = world.trees
+    only_way(world.monkeypatch, "hold")
+    world.patching.add("fix-2", call_trees.patch(2, "fgk"))
+    world.patching.apply("fix-2", until="load")
+    trees.run(0, "pf")
+    trees.until_blocked(0)
+    entry = _entries(trees.pid)["f"]
+    with Stepper(trees.tid(0)) as stepper:
+        trees.go(0)
+        stepper.run_to(entry)
+        at = stepper.step()
+        then()
+    assert entry < at < entry + 5
+    return entry, at
+
+
+def _place(tid: int) -> int:
+    """Where a stopped thread is."""
+    deadline = time.monotonic() + 10
+    while True:
+        with open(f"/proc/{tid}/stat", encoding="ascii") as file:
+            state = file.read().rpartition(")")[2].split()[0]
+        with open(f"/proc/{tid}/syscall", encoding="ascii") as file:
+            fields = file.read().split()
+        if state == "T" and len(fields) == 3:
+            return int(fields[2], 16)
+        assert time.monotonic() < deadline, (state, fields)
+        time.sleep(0.002)
+
+
+@pytest.mark.parametrize("fault", [False, True], ids=["moved", "nobody moved"])
+def test_a_hold_moves_who_is_inside_of_the_bytes(world, fault):
+    """A thread that SIGSTOP halted between the instructions to be displaced goes on behind them."""
+    trees = world.trees
+    tid = trees.tid(0)
+    entry, at = _inside_the_bytes(world, lambda: send_signal(trees.pid, tid, signal.SIGSTOP))
+    assert _place(tid) == at
+    if fault:
+        world.monkeypatch.setattr(Tracee, "set_registers", lambda _: None)
+    report = world.patching.apply("fix-2", until="arm")
+    assert report.reason is None, told(report)
+    where = _place(tid)
+    if fault:
+        assert where == at, "it would resume within the jump"
+        return
+    assert not entry <= where < entry + 5
+    trees.running.kill(signal.SIGCONT)
+    trees.until_idle(0)
+    assert trees.trace(0) == ["f1"]
+    trees.set("expect", 2)
+    world.patching.patched("fix-2")
+    trees.run(0, "fg")
+    trees.until_idle(0)
+    assert trees.trace(0) == ["f2", "g2"]
+    trees.assert_consistent()
+
+
+def test_a_hold_waits_for_words_inside_of_the_bytes(world):
+    """A handler interrupted the thread there: it will return there, so the hold is put off."""
+    trees = world.trees
+    trees.handler(0, "p")
+    tid = trees.tid(0)
+    entry, at = _inside_the_bytes(world, lambda: send_signal(trees.pid, tid, signal.SIGUSR1))
+    trees.until_blocked(0, 2)
+    report = world.patching.apply("fix-2", until="arm")
+    assert report.reason == "hold_timeout"
+    assert f"thread {tid} will return into the bytes" in report.message
+    trees.go(0)
+    trees.until_idle(0)
+    assert trees.trace(0) == ["f1"]
+    trees.set("expect", 2)
+    world.patching.patched("fix-2")
+    trees.assert_consistent()
+
+
+def test_a_hold_without_a_look_at_the_stacks(world):
+    trees = world.trees
+    trees.handler(0, "p")
+    tid = trees.tid(0)
+    _inside_the_bytes(world, lambda: send_signal(trees.pid, tid, signal.SIGUSR1))
+    trees.until_blocked(0, 2)
+    world.monkeypatch.setattr("wfpatch.arm.words_inside", lambda *_: False)
+    report = world.patching.apply("fix-2", until="arm")
+    assert report.reason is None, "the thread returns into the jump that lies there now"
 
 
 def _stub_journey(world: World, scripts: list[str], handler: str) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import random
@@ -11,6 +12,7 @@ import struct
 
 import pytest
 from chosen_thread import map_place, open_chosen, open_session
+from wfpatch.backend.ptrace import PtraceSession
 from wfpatch.errors import Failed, Refused
 from wfpatch.seccomp import NO_SECCOMP, SeccompState, Verdict, run_filter
 from wfpatch.syscalls import (
@@ -261,6 +263,17 @@ def test_a_forbidden_call_is_refused_and_the_process_lives(program, start, kind)
     assert caught.value.result["call"] in ("mmap", "rt_sigreturn")
     assert "inject" not in {record.purpose for record in session.stops}
     assert process.alive()
+
+
+@pytest.mark.parametrize("kind", ["kill-mmap", "kill-return"])
+def test_a_forbidden_call_that_nobody_asks_about_kills(program, start, monkeypatch, kind):
+    process = start(program("seccomp_filter"), kind)
+    session = open_session(process.pid)
+    monkeypatch.setattr(PtraceSession, "_forbidden", lambda *_: None)
+    with contextlib.suppress(Failed):
+        map_place(session, timeout=2)
+    process.process.wait(10)
+    assert process.process.returncode == -signal.SIGSYS
 
 
 def test_what_is_allowed_is_done_under_a_filter(program, start):

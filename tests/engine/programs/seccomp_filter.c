@@ -5,6 +5,7 @@
  *   errno-mmap   mmap gives ENOMEM where it asks for PROT_EXEC
  *   kill-mmap    mmap with PROT_EXEC kills the process
  *   kill-return  rt_sigreturn kills
+ *   errno-sigaltstack, errno-arch_prctl  that call gives EPERM
  *   one-thread   as kill-mmap, but in one thread only (the other has none)
  *   strict       strict mode
  */
@@ -61,6 +62,10 @@ static void install_kind(void)
 		install(SYS_mmap, SECCOMP_RET_ERRNO | ENOMEM, 1);
 	else if (strcmp(kind, "kill-mmap") == 0 || strcmp(kind, "one-thread") == 0)
 		install(SYS_mmap, SECCOMP_RET_KILL_PROCESS, 1);
+	else if (strcmp(kind, "errno-sigaltstack") == 0)
+		install(SYS_sigaltstack, SECCOMP_RET_ERRNO | EPERM, 0);
+	else if (strcmp(kind, "errno-arch_prctl") == 0)
+		install(SYS_arch_prctl, SECCOMP_RET_ERRNO | EPERM, 0);
 	else if (strcmp(kind, "kill-return") == 0)
 		install(SYS_rt_sigreturn, SECCOMP_RET_KILL_PROCESS, 0);
 }

@@ -34,19 +34,24 @@ def program(*flags: str) -> Path:
     return ProgramCache(PROGRAMS).build("proof_trees", "-fno-jump-tables", *flags)
 
 
-@functools.cache
 def patch(version: int, functions: str, **definitions: str) -> bytes:
     """A patch ELF that brings ``version`` of each of ``functions`` ("fgk").
 
     ``k="k_WITH_TAIL"`` takes that definition of k.
     """
+    return patch_of(program(), version, functions, **definitions)
+
+
+@functools.cache
+def patch_of(built: Path, version: int, functions: str, **definitions: str) -> bytes:
+    """The same for another build of the program."""
     lines = [
         f"#define VERSION {version}",
         f"#define EXTRA {_EXTRA.format(16 * version + 3)}",
         '#include "proof_trees.h"',
         *(f"DEFINE_{definitions.get(name, name)}" for name in functions),
     ]
-    return sample_patch.build(program(), "\n".join(lines) + "\n", list(functions), flags=_FLAGS)
+    return sample_patch.build(built, "\n".join(lines) + "\n", list(functions), flags=_FLAGS)
 
 
 class Trees:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import wfpatch.apply
+import wfpatch.host
 import wfpatch.live_region
 import wfpatch.observe
 import wfpatch.plan
@@ -19,12 +20,14 @@ import wfpatch.rows
 import wfpatch.self_check_stub as stub
 import wfpatch.tasks
 import wfpatch.transition
+import wfpatch.unwind
 from wfpatch.backend.ptrace import PtraceSession
-from wfpatch.generation_table import Block
+from wfpatch.generation_table import Block, start
 from wfpatch.live_region import LiveRegion
 from wfpatch.machine_code import Line, Listing
 from wfpatch.region_header import RowUse
 from wfpatch.thread_stack import Threads
+from wfpatch.transition import table_transition
 
 Fault = Callable[[Any], None]
 
@@ -190,6 +193,16 @@ def no_pending_text(monkeypatch: Any) -> None:
 # The transition
 
 
+def incomplete_unwinding_clears(monkeypatch: Any) -> None:
+    """What an unwinding found until it was stuck is taken for all the frames."""
+    original = wfpatch.unwind.Unwinder.unwind
+
+    def unwind(self: Any, *arguments: Any) -> Any:
+        return dataclasses.replace(original(self, *arguments), failure=None)
+
+    monkeypatch.setattr(wfpatch.unwind.Unwinder, "unwind", unwind)
+
+
 def listed_threads_only(monkeypatch: Any) -> None:
     """The tasks are those of /proc/PID/task."""
     monkeypatch.setattr(wfpatch.tasks.SharingProcesses, "current", lambda self: [self._pid])
@@ -220,6 +233,41 @@ def no_held_row(monkeypatch: Any) -> None:
 def no_observation(monkeypatch: Any) -> None:
     """Row 0 is finished without looking at anybody."""
     monkeypatch.setattr(wfpatch.apply, "_observed", lambda *_: True)
+
+
+def seen_before_open(monkeypatch: Any) -> None:
+    """The tasks are observed before the slots become self-checks, and not again."""
+    deferred: list[Callable[[], None]] = []
+    observed = wfpatch.apply._observed
+
+    def opened(process: Any, live: LiveRegion, stacks: Any) -> None:
+        steps = list(start(table_transition(process, live, stacks)))
+        wfpatch.transition.set_phase(live, "start")
+        wfpatch.transition.set_phase(live, "open")
+        deferred.append(lambda: live.carry_out(steps))
+
+    def seen(watch: Any, deadline: float) -> bool:
+        done = observed(watch, deadline)
+        deferred.pop()()
+        return done
+
+    monkeypatch.setattr(wfpatch.apply, "open_transition", opened)
+    monkeypatch.setattr(wfpatch.apply, "_observed", seen)
+
+
+def held_row_unseen(monkeypatch: Any) -> None:
+    """The held row is finished without looking who is in it."""
+    monkeypatch.setattr(wfpatch.apply, "_emptied", lambda *_: True)
+
+
+def held_row_uncounted(monkeypatch: Any) -> None:
+    """Nobody counts who enters the held row, so the fast path believes that it is empty."""
+    monkeypatch.setattr(wfpatch.observe.HeldRow, "never_entered", lambda _: True)
+
+
+def children_of_the_process_ignored(monkeypatch: Any) -> None:
+    """Who was forked while the process was patched is not looked for."""
+    monkeypatch.setattr(wfpatch.host, "MAX_ROUNDS", 1)
 
 
 def only_first_function_armed(monkeypatch: Any) -> None:

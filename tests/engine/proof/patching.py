@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import wfpatch.apply
+import wfpatch.plan
 from wfpatch.host import Host, Options
 from wfpatch.report import ProcessReport, Result
 
@@ -34,6 +36,10 @@ class Patching:
     def apply(self, patch_id: str, **options: Any) -> ProcessReport:
         """Apply; ``timeout``, ``policy`` and ``until`` as for the command line."""
         return self._only(self._host.apply([patch_id], self._options(**options)))
+
+    def everywhere(self, patch_id: str, **options: Any) -> Result:
+        """Apply to whatever process maps the object."""
+        return self._host.apply([patch_id], Options(**options))
 
     def revert(self, patch_id: str, **options: Any) -> ProcessReport:
         return self._only(self._host.revert([patch_id], self._options(**options)))
@@ -81,3 +87,13 @@ def between_sweeps(monkeypatch: Any, actions: Sequence[Callable[[], None]]) -> N
             yield None
 
     monkeypatch.setattr(wfpatch.apply, "pauses", pauses)
+
+
+def only_way(monkeypatch: Any, way: str) -> None:
+    """Have every entry armed that way, or not at all."""
+    occupied = wfpatch.plan.Occupied
+    monkeypatch.setattr(
+        wfpatch.plan,
+        "Occupied",
+        lambda **fields: dataclasses.replace(occupied(**fields), ways=frozenset({way})),
+    )
