@@ -160,7 +160,8 @@ def test_applying_and_reverting(blocked, program, tmp_path, monkeypatch, way, po
         assert blocked.ask("version").startswith("41000")
         purposes |= {stop.purpose for stop in (*done.stops, *undone.stops)}
     assert {function.arming for function in done.functions} == {way}
-    assert purposes >= {"inject", "recycle"} if policy == "auto" else {"inject", "switch"}
+    stops_all = {"hold"} if way == "hold" else {"global"} if policy == "global" else set()
+    assert purposes >= {"inject", "recycle"} | stops_all
     assert nothing_returned(blocked)
     print(f"{way} {policy}: {CYCLES} cycles, {len(blocked.names)} calls, stops {purposes}, EINTR 0")
 

@@ -20,7 +20,7 @@ the scan's cap declines                               deep_stack           scan_
 "behind a call" clears nothing in the scan            signal_frame         only_words_behind_calls
 stub text and jumped-to entries count                 test_signal_at_...   no_pending_text
 tail edges of all patches and of new code count       test_tail_edge_...   (tail_jump's)
-only a complete unwinding clears a word               beyond_unwinding     incomplete_unwinding_clears
+only a complete unwinding clears a word               beyond_unwinding     incomplete_unwinding_...
 tasks are seen after the last slot is a self-check    entered_after_seen   seen_before_open
 who declines goes to the held row                     declined_after_seen  no_held_row
 the held row changes only when nobody is in it        declined_after_seen  held_row_unseen
