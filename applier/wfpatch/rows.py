@@ -49,8 +49,8 @@ def recycle(process: LiveProcess) -> None:
     session = process.session
     intervals = [interval for region in process.regions for interval in region.pending_intervals()]
     threads = Threads(process)
-    begun = progress = time.monotonic()
     seen = _surveyed(process, threads, intervals)
+    begun = progress = time.monotonic()
     while True:
         missing = [task for task in session.tasks() if (task.tid, task.start_time) not in seen]
         if not missing:

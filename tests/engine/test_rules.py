@@ -48,6 +48,7 @@ from typing import Any
 
 import pytest
 from proof import call_trees, faults
+from proof.backends import ptrace_only
 from proof.call_trees import Trees
 from proof.patching import Patching, between_sweeps, only_way, told
 from proof.stepping import Stepper, send_signal
@@ -518,6 +519,7 @@ def _place(tid: int) -> int:
         time.sleep(0.002)
 
 
+@ptrace_only
 @pytest.mark.parametrize("fault", [False, True], ids=["moved", "nobody moved"])
 def test_a_hold_moves_who_is_inside_of_the_bytes(world, fault):
     """A thread that SIGSTOP halted between the instructions to be displaced goes on behind them."""
@@ -545,6 +547,7 @@ def test_a_hold_moves_who_is_inside_of_the_bytes(world, fault):
     trees.assert_consistent()
 
 
+@ptrace_only
 def test_a_hold_waits_for_words_inside_of_the_bytes(world):
     """A handler interrupted the thread there: it will return there, so the hold is put off."""
     trees = world.trees
@@ -563,6 +566,7 @@ def test_a_hold_waits_for_words_inside_of_the_bytes(world):
     trees.assert_consistent()
 
 
+@ptrace_only
 def test_a_hold_without_a_look_at_the_stacks(world):
     trees = world.trees
     trees.handler(0, "p")
