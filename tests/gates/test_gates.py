@@ -149,10 +149,11 @@ EMPTIED = {
     "reason-codes": ["applier"],
     "shell-scripts": [
         *("setup", ".ci", "tests", "demo", "benchmarks", "catalogue", "roles", "builder"),
+        "kmod",
     ],
     "python-types": ["builder"],
     "python-floor": ["plugins"],
-    "c-warnings": ["tests", "builder", "catalogue", "benchmarks", "demo"],
+    "c-warnings": ["tests", "builder", "catalogue", "benchmarks", "demo", "kmod"],
     "change-log": ["changelogs"],
     "plugin-documents": ["plugins", "roles"],
     "ansible-style": ["playbooks", "roles"],

@@ -32,6 +32,9 @@ ALARMS = re.compile(
     r"circular locking|INFO: task .* blocked|soft lockup|rcu.*stall|refcount_t|leaked|KASAN"
 )
 
+#: Those that this process has started, to be waited for.
+_children: dict[int, subprocess.Popen[bytes]] = {}
+
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
@@ -136,6 +139,9 @@ class Machine:
                 if not self.alive():
                     break
                 time.sleep(0.05)
+            child = _children.pop(self.pid, None)
+            if child is not None:
+                child.wait()
         shutil.rmtree(self.place, ignore_errors=True)
 
 
@@ -243,14 +249,16 @@ def up(spec: Spec, name: str, die_with_parent: bool = False) -> Machine:
     ]
     if die_with_parent:
         command = ["setpriv", "--pdeathsig", "KILL", "--", *command]
-    process = subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=open(machine.place / "qemu.log", "wb"),  # noqa: SIM115 - QEMU's, as long as it runs
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-        env={**os.environ, "TMPDIR": str(machine.place)},
-    )
+    with open(machine.place / "qemu.log", "wb") as log:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env={**os.environ, "TMPDIR": str(machine.place)},
+        )
+    _children[process.pid] = process
     state = {"pid": process.pid, "port": port, **dataclasses.asdict(spec)}
     (machine.place / "state.json").write_text(json.dumps(state))
     _write_access(machine.place, port)
