@@ -26,7 +26,9 @@ def check(tree: Tree) -> Outcome:
         and f.parent != KERNEL_MODULE
         and not GENERATED.search((tree.top / f).read_text())
     ]
-    problems = [line for f in files for line in told(tree.run("gcc", *FLAGS, "-I", f.parent, f))]
+    # The kernel service's interface is for programs.
+    flags = (*FLAGS, "-I", KERNEL_MODULE / "include")
+    problems = [line for f in files for line in told(tree.run("gcc", *flags, "-I", f.parent, f))]
     return Outcome(len(files), tuple(problems))
 
 
