@@ -9,6 +9,7 @@
 #include <linux/hrtimer.h>
 #include <linux/mm.h>
 #include <linux/sched.h>
+#include <linux/user_namespace.h>
 #include <linux/version.h>
 #include <asm/msr.h>
 
@@ -30,9 +31,9 @@ static inline unsigned int wf_task_state(const struct task_struct *task)
 }
 
 /*
- * 6.12 leaves a fair task on its queue when it falls asleep, until its lag is paid off. It is not run
- * in that time: whoever picks it takes it off instead (pick_next_entity()), and a wake-up that makes
- * it runnable again needs its pi_lock as any other.
+ * 6.12 leaves a fair task on its queue when it falls asleep, until its lag is paid off. It is not
+ * run in that time: whoever picks it takes it off instead (pick_next_entity()), and a wake-up that
+ * makes it runnable again needs its pi_lock as any other.
  */
 static inline bool wf_task_queued(const struct task_struct *task)
 {
@@ -48,6 +49,25 @@ static inline bool wf_task_queued(const struct task_struct *task)
 #define WF_PF_WORKERS	(PF_KTHREAD | PF_IO_WORKER | PF_USER_WORKER)
 #else
 #define WF_PF_WORKERS	(PF_KTHREAD | PF_IO_WORKER)
+#endif
+
+/*
+ * The user namespace that a program was executed in, whose CAP_SYS_PTRACE ptrace asks for; newer
+ * kernels keep it beside the address space (see Kbuild). Under RCU. Return: a reference.
+ */
+#ifdef WF_HAS_EXEC_STATE
+#include <linux/sched/exec_state.h>
+static inline struct user_namespace *wf_user_ns(const struct task_struct *task,
+						const struct mm_struct *mm)
+{
+	return get_user_ns(rcu_dereference(task->exec_state)->user_ns);
+}
+#else
+static inline struct user_namespace *wf_user_ns(const struct task_struct *task,
+						const struct mm_struct *mm)
+{
+	return get_user_ns(mm->user_ns);
+}
 #endif
 
 /* 6.8 dropped the count. */

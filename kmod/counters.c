@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * What the service has done and what it holds: read-only files below /sys/class/misc/wfpatch/counters/.
- * After the last session has ended, those marked "now" are 0: the tests hold us to that.
+ * What the service has done and what it holds: read-only files below
+ * /sys/class/misc/wfpatch/counters/. After the last session has ended, those marked "now" are 0:
+ * the tests hold us to that.
  */
 #include <linux/atomic.h>
 #include <linux/device.h>

@@ -2,8 +2,8 @@
 /*
  * Judging a thread at one moment: where is it, and what lies on its stack?
  *
- * Everything here runs in atomic context, with interrupts off: under the pi_lock of a sleeper, or in
- * the timer interrupt of the processor that the thread runs on. So user memory is read without
+ * Everything here runs in atomic context, with interrupts off: under the pi_lock of a sleeper, or
+ * in the timer interrupt of the processor that the thread runs on. So user memory is read without
  * faulting in what is not there: who called brings it in and tries again.
  */
 #include <linux/kvm.h>
@@ -183,6 +183,9 @@ static u32 wf_scan(const struct wf_request *request, struct wf_entry *entry, u64
 		return WFPATCH_REASON_LIMIT;
 	while (low < high) {
 		size_t size = min_t(u64, high - low, sizeof(words)), i;
+
+		/* Within a page, so that the one that is not there can be named. */
+		size = min_t(size_t, size, PAGE_SIZE - offset_in_page(low));
 
 		if (wf_read_stack(low, words, size) != size) {
 			entry->hit_at = low;

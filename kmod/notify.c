@@ -14,7 +14,7 @@
  */
 void wf_notify_ended(struct wf_session *session, struct eventfd_ctx *eventfd)
 {
-	/* Orders the clearing of @visiting before the look at who waits (poll_wait's other half). */
+	/* Orders the clearing of @visiting before the look at who waits (as poll_wait does). */
 	wake_up_all(&session->ended);
 	if (eventfd) {
 		wf_eventfd_signal(eventfd);
@@ -34,5 +34,6 @@ __poll_t wf_notify_poll(struct wf_session *session, struct file *file,
 			struct poll_table_struct *table)
 {
 	poll_wait(file, &session->ended, table);
+	/* Pairs with the release in visit.c: LIST then shows all of the visit. */
 	return smp_load_acquire(&session->visiting) ? 0 : EPOLLIN | EPOLLRDNORM;
 }

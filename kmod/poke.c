@@ -2,15 +2,15 @@
 /*
  * Changing code that threads are running.
  *
- * One byte is stored. Of more, the first becomes a breakpoint, then the others change, then the first
- * does, and after each step every processor executes a serialising instruction (Intel SDM volume 3,
- * 9.1.3, cross-modifying code; as text_poke_bp_batch() does for the kernel's own code). Who meets
- * the breakpoint is sent on by trap.c. A thread can be between two instructions inside the bytes only
- * where there is such a boundary: then all threads are visited while the breakpoints are there, and
- * those found inside are moved.
+ * One byte is stored. Of more, the first becomes a breakpoint, then the others change, then the
+ * first does, and after each step every processor executes a serialising instruction (Intel SDM
+ * volume 3, 9.1.3, cross-modifying code; as text_poke_bp_batch() does for the kernel's own code).
+ * Who meets the breakpoint is sent on by trap.c. A thread can be between two instructions inside
+ * the bytes only where there is such a boundary: then all threads are visited while the breakpoints
+ * are there, and those found inside are moved.
  *
- * The address space's mmap_lock is held for reading all the time: nobody forks (a child would inherit
- * a breakpoint that nobody takes away), and the pages stay the program's.
+ * The address space's mmap_lock is held for reading all the time: nobody forks (a child would
+ * inherit a breakpoint that nobody takes away), and the pages stay the program's.
  */
 #include <linux/jiffies.h>
 #include <linux/limits.h>
@@ -28,7 +28,7 @@
 
 #define WF_BREAKPOINT	0xcc
 /* Bytes of a stack that are scanned for addresses inside. */
-#define WF_SCAN_LIMIT	(1UL << 20)
+#define WF_SCAN_LIMIT	0x100000UL
 
 /* A poke, the pages it lies in, its breakpoint; @done says that memory is as it shall be. */
 struct wf_site {
@@ -184,6 +184,9 @@ static bool wf_returns_inside(struct wf_arm_job *arm, struct wf_entry *entry,
 	while (low < high) {
 		size_t size = min_t(u64, high - low, sizeof(words)), i;
 
+		/* Within a page, so that the one that is not there can be named. */
+		size = min_t(size_t, size, PAGE_SIZE - offset_in_page(low));
+
 		if (wf_read_stack(low, words, size) != size) {
 			/* Not brought in here: that would take the lock that is held. */
 			WRITE_ONCE(arm->absent, low);
@@ -199,7 +202,8 @@ static bool wf_returns_inside(struct wf_arm_job *arm, struct wf_entry *entry,
 	return false;
 }
 
-static bool wf_judge_inside(struct wf_visit *visit, struct wf_entry *entry, struct wf_glance *glance)
+static bool wf_judge_inside(struct wf_visit *visit, struct wf_entry *entry,
+			    struct wf_glance *glance)
 {
 	struct wf_arm_job *arm = visit->context;
 	struct pt_regs *registers = glance->registers;
@@ -366,8 +370,9 @@ static int wf_poke_sites(struct wf_session *session, struct wf_arm_job *arm)
 	wf_store_tails(arm);
 	wf_store_heads(arm);
 	/*
-	 * Multi-threaded TCG may translate a page anew between a store and its own notice of it, and
-	 * keep the old byte: a second store, after the others have answered, makes it look again.
+	 * Multi-threaded TCG may translate a page anew between a store and its own notice of it,
+	 * and keep the old byte: a second store, after the others have answered, makes it look
+	 * again.
 	 */
 	wf_store_heads(arm);
 	atomic64_add(arm->arguments->n_pokes, &wf_counters[WF_COUNT_POKES]);

@@ -3,12 +3,12 @@
  * Threads that run: a timer on each processor interrupts whatever runs there, and judges it if a
  * visit asks for it.
  *
- * A thread is taken only if it was interrupted in its program. Inside the kernel it may be between two
- * stores to its own saved registers (signal delivery sets ip, then sp), and where it was would
+ * A thread is taken only if it was interrupted in its program. Inside the kernel it may be between
+ * two stores to its own saved registers (signal delivery sets ip, then sp), and where it was would
  * not be seen.
  *
- * The samplers take no lock. What they reach stays: a visit is taken off their list first, then every
- * processor is made to answer an interrupt, which none does within another one.
+ * The samplers take no lock. What they reach stays: a visit is taken off their list first, then
+ * every processor is made to answer an interrupt, which none does within another one.
  */
 #include <linux/cpumask.h>
 #include <linux/hrtimer.h>

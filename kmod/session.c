@@ -29,7 +29,8 @@ static LIST_HEAD(wf_sessions);
  * @size: of it, as this kernel knows it
  * @from: the caller's
  *
- * Return: 0, -EFAULT, -EINVAL (smaller than the size itself), -E2BIG (holds what is not known here).
+ * Return: 0, -EFAULT, -EINVAL (smaller than the size itself), -E2BIG (holds what is not known
+ * here).
  */
 int wf_copy_arguments(void *to, size_t size, const void __user *from)
 {
@@ -54,8 +55,8 @@ static int wf_hand(void *of)
 	for (;;) {
 		struct wf_job *job;
 
-		wait_event_interruptible(session->wake, READ_ONCE(session->job) ||
-							kthread_should_stop());
+		wait_event_interruptible(session->wake,
+					 READ_ONCE(session->job) || kthread_should_stop());
 		job = READ_ONCE(session->job);
 		if (!job) {
 			if (kthread_should_stop())
@@ -187,7 +188,7 @@ static long wf_session_ioctl(struct file *file, unsigned int command, unsigned l
 	long result;
 
 	/* A session that was handed to somebody else gives him nothing. */
-	if (!capable(CAP_SYS_ADMIN) || !ns_capable(session->mm->user_ns, CAP_SYS_PTRACE))
+	if (!capable(CAP_SYS_ADMIN) || !ns_capable(session->user_ns, CAP_SYS_PTRACE))
 		return -EPERM;
 	if (_IOC_TYPE(command) != WFPATCH_IOC_MAGIC)
 		return -ENOTTY;
@@ -210,6 +211,7 @@ static void wf_session_free(struct wf_session *session)
 	mutex_unlock(&wf_sessions_lock);
 	wf_forget_plants(session->mm);
 	mmdrop(session->mm);
+	put_user_ns(session->user_ns);
 	kfree(session);
 	wf_uncount(WF_COUNT_SESSIONS);
 }
@@ -235,10 +237,11 @@ static const struct file_operations wf_session_operations = {
 };
 
 /*
- * The address space of a process, with a user counted. A leader that called pthread_exit() has none
- * any more while its threads go on, so all of them are asked.
+ * The address space of a process, with a user counted, and the user namespace that it belongs to,
+ * with a reference. A leader that called pthread_exit() has none any more while its threads go on,
+ * so all of them are asked.
  */
-static struct mm_struct *wf_mm_of(s32 number, bool *is_64bit)
+static struct mm_struct *wf_mm_of(s32 number, struct user_namespace **user_ns, bool *is_64bit)
 {
 	struct task_struct *leader, *task;
 	struct mm_struct *mm = NULL;
@@ -254,6 +257,7 @@ static struct mm_struct *wf_mm_of(s32 number, bool *is_64bit)
 			continue;
 		mm = get_task_mm(task);
 		if (mm) {
+			*user_ns = wf_user_ns(task, mm);
 			/* Of a program for the 32-bit or the x32 ABI. */
 			*is_64bit = !test_tsk_thread_flag(task, TIF_ADDR32);
 			break;
@@ -275,7 +279,8 @@ static bool wf_has_session(const struct mm_struct *mm)
 	return false;
 }
 
-static struct wf_session *wf_session_create(struct mm_struct *mm)
+static struct wf_session *wf_session_create(struct mm_struct *mm,
+					    struct user_namespace *user_ns)
 {
 	struct wf_session *session = kzalloc(sizeof(*session), GFP_KERNEL);
 
@@ -292,6 +297,7 @@ static struct wf_session *wf_session_create(struct mm_struct *mm)
 		return ERR_PTR(-EBUSY);
 	}
 	mmgrab(mm);
+	session->user_ns = get_user_ns(user_ns);
 	list_add(&session->link, &wf_sessions);
 	mutex_unlock(&wf_sessions_lock);
 	wf_count(WF_COUNT_SESSIONS);
@@ -313,6 +319,7 @@ static struct wf_session *wf_session_create(struct mm_struct *mm)
  */
 int wf_attach(const struct wfpatch_attach *arguments)
 {
+	struct user_namespace *user_ns;
 	struct wf_session *session;
 	struct mm_struct *mm;
 	bool is_64bit = false;
@@ -320,16 +327,16 @@ int wf_attach(const struct wfpatch_attach *arguments)
 
 	if (arguments->flags || arguments->reserved || arguments->pid <= 0)
 		return -EINVAL;
-	mm = wf_mm_of(arguments->pid, &is_64bit);
+	mm = wf_mm_of(arguments->pid, &user_ns, &is_64bit);
 	if (!mm)
 		return -ESRCH;
 	result = -EPERM;
-	if (!ns_capable(mm->user_ns, CAP_SYS_PTRACE))
+	if (!ns_capable(user_ns, CAP_SYS_PTRACE))
 		goto put;
 	result = -EOPNOTSUPP;
 	if (!is_64bit)
 		goto put;
-	session = wf_session_create(mm);
+	session = wf_session_create(mm, user_ns);
 	if (IS_ERR(session)) {
 		result = PTR_ERR(session);
 		goto put;
@@ -341,6 +348,7 @@ int wf_attach(const struct wfpatch_attach *arguments)
 		wf_session_free(session);
 	}
 put:
+	put_user_ns(user_ns);
 	mmput(mm);
 	return result;
 }

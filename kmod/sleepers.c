@@ -9,10 +9,11 @@
 #include "wfpatch.h"
 
 /*
- * Whether a task is asleep, and cannot be woken as long as its pi_lock is held: try_to_wake_up() takes
- * that lock for any task but the caller itself. A wake-up that was handed to another processor
- * (ttwu_queue_wakelist()) is finished there without the lock: such a task is TASK_WAKING. One that is
- * on its way to sleep still has on_cpu set until its registers are saved (finish_task()).
+ * Whether a task is asleep, and cannot be woken as long as its pi_lock is held: try_to_wake_up()
+ * takes that lock for any task but the caller itself. A wake-up that was handed to another
+ * processor (ttwu_queue_wakelist()) is finished there without the lock: such a task is TASK_WAKING.
+ * One that is on its way to sleep still has on_cpu set until its registers are saved
+ * (finish_task()).
  */
 static bool wf_is_asleep(const struct task_struct *task)
 {
@@ -25,7 +26,7 @@ static bool wf_is_asleep(const struct task_struct *task)
 		return false;
 	if (wf_task_queued(task))
 		return false;
-	/* As try_to_wake_up() does: whatever the task wrote before it left its processor is seen. */
+	/* As try_to_wake_up() does: what the task wrote before it left its processor is seen. */
 	return !smp_load_acquire(&task->on_cpu);
 }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * One thread: its registers and a copy of its stack, as they are at one moment; moved, if it is as it
- * was.
+ * One thread: its registers and a copy of its stack, as they are at one moment; moved, if it is as
+ * it was.
  */
 #include <linux/jiffies.h>
 #include <linux/mm.h>
@@ -109,7 +109,8 @@ static int wf_thread_capture(struct wf_thread_job *job, const struct wf_glance *
 	return 0;
 }
 
-static bool wf_judge_thread(struct wf_visit *visit, struct wf_entry *entry, struct wf_glance *glance)
+static bool wf_judge_thread(struct wf_visit *visit, struct wf_entry *entry,
+			    struct wf_glance *glance)
 {
 	struct wf_thread_job *job = visit->context;
 

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Threads that meet a breakpoint of poke.c are sent on, by a die notifier, to code that means the same.
+ * Threads that meet a breakpoint of poke.c are sent on, by a die notifier, to code that means the
+ * same.
  *
- * A breakpoint that is gone may still be met late: by a processor that fetched it before (an emulator
- * may keep it for long). Its place is remembered until the session ends, and such a thread executes
- * what is there now. A breakpoint that *is* there then is somebody else's, a debugger's.
+ * A breakpoint that is gone may still be met late: by a processor that fetched it before (an
+ * emulator may keep it for long). Its place is remembered until the session ends, and such a thread
+ * executes what is there now. A breakpoint that *is* there then is somebody else's, a debugger's.
  */
 #include <linux/hashtable.h>
 #include <linux/kdebug.h>
@@ -141,6 +142,7 @@ static int wf_meet(struct notifier_block *block, unsigned long value, void *data
 	rcu_read_unlock();
 	return result;
 }
+
 NOKPROBE_SYMBOL(wf_meet);
 
 static struct notifier_block wf_meet_block = {

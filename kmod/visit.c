@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Visits: each thread of an address space is judged once it can be, until all are done or time is up.
+ * Visits: each thread of an address space is judged once it can be, until all are done or time is
+ * up.
  */
 #include <linux/delay.h>
 #include <linux/eventfd.h>
@@ -165,8 +166,8 @@ static int wf_visit_enumerate_one(struct wf_visit *visit)
 }
 
 /*
- * Adds the tasks that are not in the visit yet, and drops those that have left. Return: how many were
- * added, or a negative errno.
+ * Adds the tasks that are not in the visit yet, and drops those that have left. Return: how many
+ * were added, or a negative errno.
  */
 static int wf_visit_enumerate(struct wf_visit *visit)
 {
@@ -204,8 +205,8 @@ static int wf_visit_enumerate(struct wf_visit *visit)
  * wf_fault_in - bring a page of a stack that was not there, as its thread would
  * @address: in the page
  *
- * For the hand, which borrows the address space, without mmap_lock. What cannot be brought is no error
- * of anybody's.
+ * For the hand, which borrows the address space, without mmap_lock. What cannot be brought is no
+ * error of anybody's.
  */
 void wf_fault_in(u64 address)
 {
@@ -252,11 +253,11 @@ static bool wf_all_seen(const struct wf_visit *visit)
  * @cancel: when to give up, or NULL
  * @once: each thread there is at first is judged once, whatever comes of it
  *
- * A thread born meanwhile is a copy of one that may not have been done: the list of tasks is read again
- * once all are, and the visit ends when it has no new one.
+ * A thread born meanwhile is a copy of one that may not have been done: the list of tasks is read
+ * again once all are, and the visit ends when it has no new one.
  *
- * Return: 0 when the visit is done with all threads, -ETIME, -ESRCH when there are none, -ENOMEM. The
- * samplers do not know the visit any more.
+ * Return: 0 when the visit is done with all threads, -ETIME, -ESRCH when there are none, -ENOMEM.
+ * The samplers do not know the visit any more.
  */
 int wf_visit_threads(struct wf_visit *visit, unsigned long deadline, const bool *cancel, bool once)
 {
@@ -319,7 +320,7 @@ void wf_visit_ended(struct wf_session *session)
 	request->state = session->visit_job.result ? WFPATCH_VISIT_DEADLINE : WFPATCH_VISIT_CLEAR;
 	request->eventfd = NULL;
 	wf_count(WF_COUNT_VISITS);
-	/* From here on the request may be replaced. Pairs with the acquires in session.c, notify.c. */
+	/* From here on it may be replaced. Pairs with the acquires in session.c and notify.c. */
 	smp_store_release(&session->visiting, false);
 	wf_notify_ended(session, eventfd);
 }
@@ -542,6 +543,7 @@ int wf_visit_list(struct wf_session *session, void __user *where)
 	size = min_t(u32, list.size, sizeof(list));
 	if (list.entry_size != sizeof(struct wfpatch_listed))
 		return -EINVAL;
+	/* Pairs with the release in wf_visit_ended(): the list is complete then. */
 	if (smp_load_acquire(&session->visiting)) {
 		/* The hand adds to the list meanwhile. */
 		list.state = WFPATCH_VISIT_RUNNING;

@@ -2,11 +2,12 @@
 /*
  * The parts of the kernel service and what they know of each other.
  *
- * A *session* (session.c) binds a file descriptor to an address space, and owns a kernel thread, the
- * *hand*, which borrows that address space to do what is asked: load.c maps, poke.c changes code,
- * visit.c looks at threads. A *visit* judges each thread by examine.c, at a moment when the thread
- * runs no user code: sleepers.c finds those asleep, sampler.c interrupts those that run. trap.c sends
- * threads on that meet a breakpoint of poke.c; notify.c tells who waits that a visit has ended.
+ * A *session* (session.c) binds a file descriptor to an address space, and owns a kernel thread,
+ * the *hand*, which borrows that address space to do what is asked: load.c maps, poke.c changes
+ * code, visit.c looks at threads. A *visit* judges each thread by examine.c, at a moment when the
+ * thread runs no user code: sleepers.c finds those asleep, sampler.c interrupts those that run.
+ * trap.c sends threads on that meet a breakpoint of poke.c; notify.c tells who waits that a visit
+ * has ended.
  *
  * Locks, outermost first:
  *   wf_sessions_lock (mutex, session.c)     which address spaces have a session
@@ -33,6 +34,7 @@
 struct device;
 struct eventfd_ctx;
 struct file;
+struct user_namespace;
 
 /* Counters, for /sys/class/misc/wfpatch/counters/ (counters.c). */
 enum wf_counter {
@@ -184,6 +186,7 @@ struct wf_job {
  * struct wf_session - work on one address space
  * @link: in the list of sessions
  * @lock: one request at a time
+ * @user_ns: whose CAP_SYS_PTRACE is needed
  * @mm: counted by mmgrab(): the structure stays, its contents may end at any time
  * @hand: the kernel thread that does the work
  * @job: for the hand, or NULL; set under @lock, taken by the hand
@@ -196,7 +199,8 @@ struct wf_job {
  */
 struct wf_session {
 	struct list_head link;
-	struct mutex lock;
+	struct mutex lock; /* one request at a time */
+	struct user_namespace *user_ns;
 	struct mm_struct *mm;
 	struct task_struct *hand;
 	struct wf_job *job;

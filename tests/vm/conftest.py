@@ -1,10 +1,108 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The rig is imported by its own name, and so is what tests know of running playbooks."""
+"""Virtual machines as fixtures, and the kernel's own log as a judge of every test."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import pathlib
+import subprocess
 import sys
+from collections.abc import Callable, Iterator
+
+import pytest
 
 HERE = pathlib.Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "apps")]
+TOP = HERE.parents[1]
+sys.path[:0] = [str(HERE), str(HERE.parent / "fleet"), str(HERE.parent / "apps")]
+
+from rig import image, machine  # noqa: E402
+from rig.machine import Machine, Spec  # noqa: E402
+
+Booter = Callable[[Spec], Machine]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """--kernels: which of setup/kernels' series, with commas; the machine's own by default."""
+    parser.addoption("--kernels", default=image.OWN_SERIES)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test with the argument ``series`` runs once for each kernel."""
+    if "series" in metafunc.fixturenames:
+        series = metafunc.config.getoption("--kernels").split(",")
+        metafunc.parametrize("series", series, scope="session")
+
+
+@pytest.fixture(scope="session")
+def boot() -> Iterator[Booter]:
+    """boot(Spec(...)) -> a machine of that kind, the same one each time; one at a time is up.
+
+    Two processors bear one machine: another kind takes the place of the one before.
+    """
+    if os.geteuid():
+        pytest.skip("making images needs root")
+    with contextlib.ExitStack() as stack:
+        up: dict[Spec, Machine] = {}
+
+        def booted(spec: Spec) -> Machine:
+            if spec not in up or not up[spec].alive():
+                stack.close()
+                up.clear()
+                name = f"test-{os.getpid()}"
+                up[spec] = stack.enter_context(machine.running(spec, name))
+            return up[spec]
+
+        yield booted
+
+
+def module_for(series: str) -> pathlib.Path:
+    """The module built for the series' kernel, by kmod/check."""
+    release = subprocess.run(
+        [TOP / "setup" / "kernels", "release", series], check=True, capture_output=True, text=True
+    ).stdout.strip()
+    built = TOP / "kmod" / ".build" / release / "wfpatch.ko"
+    sources = [*(TOP / "kmod").glob("*.[ch]"), *(TOP / "kmod").glob("include/uapi/*.h")]
+    newest = max(file.stat().st_mtime for file in sources)
+    if not built.exists() or built.stat().st_mtime < newest:
+        subprocess.run(["make", "-C", TOP / "kmod", "build", f"SERIES={series}"], check=True)
+    return built
+
+
+def selftest() -> pathlib.Path:
+    """The program that asks the uapi, linked statically: it runs beside any C library."""
+    program = TOP / "kmod" / ".build" / "selftest"
+    source = TOP / "kmod" / "tests" / "selftest.c"
+    program.parent.mkdir(exist_ok=True)
+    subprocess.run(
+        ["gcc", "-static", "-std=gnu11", "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-pthread"]
+        + ["-I", TOP / "kmod" / "include", "-o", program, source],
+        check=True,
+    )
+    return program
+
+
+def with_service(made: Machine, series: str) -> Machine:
+    """The machine with the kernel service loaded anew and the test program at hand."""
+    made.run("grep -q '^wfpatch ' /proc/modules && rmmod wfpatch || true")
+    made.put(module_for(series), "/root/wfpatch.ko")
+    made.put(selftest(), "/root/selftest")
+    made.run("insmod /root/wfpatch.ko && udevadm settle")
+    return made
+
+
+@pytest.fixture
+def vm(boot: Booter, series: str) -> Iterator[Machine]:
+    """A machine with the kernel service, with two processors; its kernel must have no complaint."""
+    made = with_service(boot(Spec(kernel=series)), series)
+    with quiet_kernel(made):
+        yield made
+
+
+@contextlib.contextmanager
+def quiet_kernel(made: Machine) -> Iterator[None]:
+    """Fails when the kernel says something in the block that it should not have to say."""
+    before = len(made.alarms())
+    yield
+    assert made.alarms()[before:] == []
+    assert made.alive(), made.console.read_text(errors="replace")[-3000:]

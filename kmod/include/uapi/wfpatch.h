@@ -7,17 +7,18 @@
  * Everything is asked for by ioctl(2) on the session. No thread of the process is stopped,
  * signalled or traced by any of it.
  *
- * Every structure begins with its own size, as the caller knows it. A larger one from a newer caller
- * is taken if what this kernel does not know of it is zero (else E2BIG); of a smaller one the rest
- * counts as zero. Reserved members and unknown flags must be zero (else EINVAL).
+ * Every structure begins with its own size, as the caller knows it. A larger one from a newer
+ * caller is taken if what this kernel does not know of it is zero (else E2BIG); of a smaller one
+ * the rest counts as zero. Reserved members and unknown flags must be zero (else EINVAL).
  *
  * Errors common to all: EPERM (CAP_SYS_ADMIN, and CAP_SYS_PTRACE over the user namespace of the
- * process), ESRCH (the address space has ended), EBUSY (a visit is under way, or another session has
- * the process), EFAULT, EINVAL, E2BIG, ENOMEM. 32-bit callers get ENOTTY, whatever they ask.
+ * process), ESRCH (the address space has ended), EBUSY (a visit is under way, or another session
+ * has the process), EFAULT, EINVAL, E2BIG, ENOMEM. 32-bit callers get ENOTTY, whatever they ask.
  */
 #ifndef _UAPI_WFPATCH_H
 #define _UAPI_WFPATCH_H
 
+#include <linux/const.h>
 #include <linux/ioctl.h>
 #include <linux/types.h>
 
@@ -25,13 +26,13 @@
 #define WFPATCH_DEVICE		"/dev/wfpatch"
 
 /* Limits; more is EINVAL. */
-#define WFPATCH_MAX_MAP		(1ULL << 30)	/* bytes of one LOAD or UNLOAD */
+#define WFPATCH_MAX_MAP		0x40000000ULL	/* bytes of one LOAD or UNLOAD */
 #define WFPATCH_MAX_POKES	16384		/* of one ARM */
 #define WFPATCH_MAX_POKE_LENGTH	16		/* bytes of one poke */
 #define WFPATCH_MAX_MOVES	256		/* of one ARM */
 #define WFPATCH_MAX_RANGES	65536		/* of one VISIT */
 #define WFPATCH_MAX_STACKS	65536		/* of one VISIT */
-#define WFPATCH_MAX_CAPTURE	(1U << 20)	/* bytes of stack of one THREAD */
+#define WFPATCH_MAX_CAPTURE	0x100000U	/* bytes of stack of one THREAD */
 #define WFPATCH_MAX_DEADLINE	60000		/* milliseconds */
 #define WFPATCH_ROWS		64		/* rows that a mask can name */
 #define WFPATCH_ROW_SIZE	4096		/* a thread in row r has GS base r * 4096 */
@@ -50,8 +51,8 @@ struct wfpatch_info {
 	char version[32];
 };
 
-#define WFPATCH_FEATURE_FSGSBASE	(1ULL << 0)	/* programs may write their GS base */
-#define WFPATCH_FEATURE_PTI		(1ULL << 1)	/* page table isolation is in use */
+#define WFPATCH_FEATURE_FSGSBASE	_BITULL(0)	/* programs may write their GS base */
+#define WFPATCH_FEATURE_PTI		_BITULL(1)	/* page table isolation is in use */
 
 /**
  * struct wfpatch_attach - begin work on a process
@@ -92,8 +93,8 @@ struct wfpatch_map {
 	__u64 offset;
 };
 
-#define WFPATCH_MAP_WRITE	(1U << 0)
-#define WFPATCH_MAP_EXEC	(1U << 1)
+#define WFPATCH_MAP_WRITE	_BITUL(0)
+#define WFPATCH_MAP_EXEC	_BITUL(1)
 
 /**
  * struct wfpatch_poke - bytes of code to change while threads run
@@ -137,8 +138,8 @@ struct wfpatch_move {
  * @deadline_ms: how long threads may take to leave the inside of pokes that have boundaries there;
  *	no fork, mmap or munmap of the process proceeds meanwhile, so tens of milliseconds
  * @straggler: out, with EAGAIN: a thread that did not leave
- * @straggler_word: out: its instruction pointer or the word of its stack that lies inside, or 0 when
- *	it was not seen, or its stack could not be read
+ * @straggler_word: out: its instruction pointer or the word of its stack that lies inside, or 0
+ *	when it was not seen, or its stack could not be read
  *
  * All or nothing. One byte is stored; of more, first a breakpoint, then the tail, then the first
  * byte, all processors synchronised after each step. Nobody forks while a breakpoint is there.
@@ -171,9 +172,9 @@ struct wfpatch_range {
 	__u32 reserved;
 };
 
-#define WFPATCH_KIND_OLD	(1U << 0)	/* code that is to be left */
-#define WFPATCH_KIND_PENDING	(1U << 1)	/* code on the way into a replaced function */
-#define WFPATCH_KIND_SIGNAL	(1U << 2)	/* signal handlers return there */
+#define WFPATCH_KIND_OLD	_BITUL(0)	/* code that is to be left */
+#define WFPATCH_KIND_PENDING	_BITUL(1)	/* code on the way into a replaced function */
+#define WFPATCH_KIND_SIGNAL	_BITUL(2)	/* signal handlers return there */
 
 /**
  * struct wfpatch_stack - a thread's own stack
@@ -222,8 +223,8 @@ struct wfpatch_visit {
 	__u32 scan_limit;
 };
 
-#define WFPATCH_VISIT_MIGRATE	(1U << 0)
-#define WFPATCH_VISIT_ONCE	(1U << 1)	/* each thread is judged at its first moment only */
+#define WFPATCH_VISIT_MIGRATE	_BITUL(0)
+#define WFPATCH_VISIT_ONCE	_BITUL(1)	/* each thread is judged at its first moment only */
 
 /**
  * struct wfpatch_listed - what the last visit saw of a thread (those that ended are not listed)
@@ -265,18 +266,18 @@ struct wfpatch_listed {
 #define WFPATCH_STATE_CLEAR	1
 
 #define WFPATCH_REASON_NONE	0
-#define WFPATCH_REASON_UNSEEN	1	/* has not run and not slept since (waits for a processor) */
+#define WFPATCH_REASON_UNSEEN	1	/* has not run since: waits for a processor */
 #define WFPATCH_REASON_RANGE	2	/* @hit_word lies in a range */
-#define WFPATCH_REASON_STACK	3	/* @sp is not on the stack that @fs_base names, if any does */
+#define WFPATCH_REASON_STACK	3	/* @sp is not on the stack of @fs_base, if one is */
 #define WFPATCH_REASON_SIGNAL	4	/* is on its alternate signal stack */
 #define WFPATCH_REASON_FAULT	5	/* a page of its stack is not there */
 #define WFPATCH_REASON_LIMIT	6	/* its stack is larger than @scan_limit */
 #define WFPATCH_REASON_GS	7	/* its GS base is no row: the program uses GS */
-#define WFPATCH_REASON_CLONE	8	/* is inside clone, fork or vfork, and would have been moved */
+#define WFPATCH_REASON_CLONE	8	/* would have been moved, but is inside clone or fork */
 #define WFPATCH_REASON_MODE	9	/* runs 32-bit code, or is a virtual processor */
 
-#define WFPATCH_LISTED_MIGRATED	(1U << 0)	/* this visit moved it */
-#define WFPATCH_LISTED_ASLEEP	(1U << 1)	/* was asleep when seen */
+#define WFPATCH_LISTED_MIGRATED	_BITUL(0)	/* this visit moved it */
+#define WFPATCH_LISTED_ASLEEP	_BITUL(1)	/* was asleep when seen */
 
 /**
  * struct wfpatch_list - what the last visit saw
@@ -344,13 +345,13 @@ struct wfpatch_thread {
 	struct wfpatch_registers registers;
 };
 
-#define WFPATCH_THREAD_MOVE	(1U << 0)
-#define WFPATCH_THREAD_EXPECT	(1U << 1)
+#define WFPATCH_THREAD_MOVE	_BITUL(0)
+#define WFPATCH_THREAD_EXPECT	_BITUL(1)
 
-#define WFPATCH_SEEN_ASLEEP	(1U << 0)
-#define WFPATCH_SEEN_ALTSTACK	(1U << 1)	/* is on its alternate signal stack */
-#define WFPATCH_SEEN_CLONE	(1U << 2)	/* is inside clone, fork or vfork: not moved (EAGAIN) */
-#define WFPATCH_SEEN_SYSCALL	(1U << 3)	/* is inside a system call */
+#define WFPATCH_SEEN_ASLEEP	_BITUL(0)
+#define WFPATCH_SEEN_ALTSTACK	_BITUL(1)	/* is on its alternate signal stack */
+#define WFPATCH_SEEN_CLONE	_BITUL(2)	/* is inside clone or fork: not moved (EAGAIN) */
+#define WFPATCH_SEEN_SYSCALL	_BITUL(3)	/* is inside a system call */
 
 #define WFPATCH_IOC_MAGIC	0xb7
 /* On the device: */

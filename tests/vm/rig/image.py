@@ -129,7 +129,6 @@ def fill(tree: pathlib.Path) -> None:
     target = tree / "lib/modules" / release
     target.mkdir(parents=True, exist_ok=True)
     run("cp", "--archive", f"{place}/modules/.", target)
-    shutil.copy(place / "config", tree / f"boot/config-{release}")
     headers = next((tree / "usr/src").glob("linux-headers-*-amd64"), None)
     if headers is None:
         raise RootError(f"{tree}: no kernel headers were installed")
