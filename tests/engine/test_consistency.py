@@ -3,7 +3,11 @@
 
 The program (programs/proof_trees.c) detects both by construction. First the detector itself is
 judged, then random trees run by the million under everything that can come in between, then each
-rule has a scenario of its own in which a mixture would be certain without it.
+rule has a scenario of its own in which a mixture would be certain without it (test_rules.py).
+
+WFPATCH_CONSISTENCY_ROUNDS (3; the slow test 50) is the number of times that the patch comes and
+goes, WFPATCH_CONSISTENCY_CALLS (200,000; the slow test 5,000,000) that of calls to wait for
+meanwhile. Both print their figures.
 """
 
 from __future__ import annotations
@@ -17,6 +21,8 @@ from proof.patching import Patching
 
 ROUNDS = int(os.environ.get("WFPATCH_CONSISTENCY_ROUNDS", "3"))
 CALLS = int(os.environ.get("WFPATCH_CONSISTENCY_CALLS", "200000"))
+SLOW_ROUNDS = int(os.environ.get("WFPATCH_CONSISTENCY_ROUNDS", "50"))
+SLOW_CALLS = int(os.environ.get("WFPATCH_CONSISTENCY_CALLS", "5000000"))
 
 
 @pytest.fixture
@@ -98,21 +104,36 @@ def _disturb(trees):
     trees.set("forks", 1)
 
 
-@pytest.mark.parametrize("functions", ["fgk", "fgkr"])
-def test_random_trees(world, functions):
+def _random_trees(world, functions, threads, rounds, calls):
     """Patch and revert in a loop: each thread changes its version once in each transition."""
-    trees, patching = world(4, 0, functions)
+    trees, patching = world(threads, 0, functions)
     _disturb(trees)
     patch = call_trees.patch(2, functions)
     patching.add("fix", patch, timeouts={"transition": 60})
-    for _ in range(ROUNDS):
-        trees.set("expect", 2)
-        patching.patched("fix")
-        trees.until_called(2, CALLS // ROUNDS // 8)
-        trees.set("expect", 1)
-        patching.reverted("fix")
-        trees.until_called(1, CALLS // ROUNDS // 8)
+    for _ in range(rounds):
+        for version, act in ((2, patching.patched), (1, patching.reverted)):
+            trees.set("expect", version)
+            act("fix")
+            trees.until_called(version, calls // rounds // 2)
     report = trees.assert_consistent()
     # 1 is the first tree of all: whoever changes in between has gone there and back.
-    assert report["switches"] == [2 * ROUNDS + 1, 2 * ROUNDS + 1]
+    assert report["switches"] == [2 * rounds + 1, 2 * rounds + 1]
     assert report["children"] > 0 and report["signals"] > 0 and report["born"] > 0
+    assert report["forks_mixed"] == 0
+    assert sum(report["calls"]) >= calls // 2
+    print(
+        f"{functions}, {threads} threads: {sum(report['calls'])} calls ({report['calls']}), "
+        f"{2 * rounds} transitions, {report['signals']} signals, {report['born']} threads born, "
+        f"{report['children']} children; {report['mixed']} mixtures, {report['backward']} backward"
+    )
+
+
+@pytest.mark.parametrize("functions", ["fgk", "fgkr"])
+def test_random_trees(world, functions):
+    _random_trees(world, functions, 4, ROUNDS, CALLS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("functions", "threads"), [("fgk", 4), ("fgkr", 4), ("fgk", 16)])
+def test_millions_of_random_trees(world, functions, threads):
+    _random_trees(world, functions, threads, SLOW_ROUNDS, SLOW_CALLS)
