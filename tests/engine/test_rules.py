@@ -30,6 +30,7 @@ tasks are all that share the memory: vfork            vfork                liste
 tasks born meanwhile are observed                     born_meanwhile       nobody_is_born
 the slots open when every function is armed           armed_in_part        only_first_function_armed
 the order of the stores                               test_every_store     target_row_last
+who is held and has no frame is moved                 test_who_is_held...  (fault: nobody moved)
 a forked child is a process of its own                test_forked_...      (fault: no rounds)
 a hold moves who is inside of the bytes               test_a_hold_moves... (fault: nobody moved)
 a hold waits for words inside of the bytes            test_a_hold_waits... (fault: no scan)
@@ -437,6 +438,52 @@ def test_stale_words_are_cleared_by_unwinding(world):
     assert report.threads.stragglers == ()
     world.wake()
     assert trees.trace(0) == ["f2", "g2"]
+    trees.assert_consistent()
+
+
+@pytest.mark.parametrize("cleared", [True, False], ids=["moved", "nobody moved"])
+def test_who_is_held_is_cleared_by_unwinding(world, cleared):
+    """Asleep in the held row with words of old code on its stack, but no frame: it is moved."""
+    trees = world.trees
+
+    def decline() -> None:
+        trees.run(0, "zf.p")
+        trees.until_blocked(0)
+        trees.go(1)
+        trees.until_idle(1)
+
+    if not cleared:
+        world.monkeypatch.setattr("wfpatch.thread_stack.Threads.unwind", lambda *_: None)
+    trees.run(1, "fp")
+    trees.until_blocked(1)
+    between_sweeps(world.monkeypatch, [decline])
+    world.begin("fgk")
+    report = world.patching.status()
+    assert report.state == ("patched" if cleared else "partial"), told(report)
+    world.wake()
+    trees.run(0, "fg")
+    trees.until_idle(0)
+    assert trees.trace(0) == ["f1", "f2", "g2"]
+    trees.assert_consistent()
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["unwound", "unknown"])
+def test_a_displaced_call_is_unwound_through(world, known):
+    """The caller of the frames within is the old continuation: a real call, outside of d."""
+    trees = world.trees
+    if not known:
+        world.monkeypatch.setattr("wfpatch.thread_stack.copies_of", lambda _: [])
+    world.patching.add("fix-2", call_trees.patch(2, "d"))
+    world.patching.patched("fix-2")
+    world.patching.reverted("fix-2")
+    trees.run(0, "zdp.")
+    trees.until_blocked(0)
+    trees.set("expect", 3)
+    world.patching.add("fix-3", call_trees.patch(3, "fgk"))
+    report = world.patching.apply("fix-3", timeout=1)
+    assert report.state == ("patched" if known else "partial"), told(report)
+    world.wake()
+    world.patching.patched("fix-3")
     trees.assert_consistent()
 
 
