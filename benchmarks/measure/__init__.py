@@ -9,6 +9,14 @@ import sys
 
 TOP = pathlib.Path(__file__).resolve().parents[2]
 PROGRAMS = TOP / "benchmarks" / "programs"
-for folder in ("applier", "builder", "tests/engine", "tests/fleet", "tests/load", "demo"):
+for folder in (
+    "applier",
+    "builder",
+    "tests/engine",
+    "tests/fleet",
+    "tests/load",
+    "tests/apps",
+    "demo",
+):
     sys.path.insert(0, str(TOP / folder))
 os.environ["PYTHONPATH"] = os.pathsep.join([str(TOP / "applier"), os.environ.get("PYTHONPATH", "")])

@@ -2,7 +2,8 @@
 """Arming every function of a running object at once, each with its own old continuation.
 
 The planner is the applier's, the facts about entries are the builder's; only that each entry leads
-straight to its continuation, without a table, is this rig's.
+straight to its continuation, without a table, is this rig's. PlanAll does no more than plan, for
+any object of a process, and nobody is stopped for it.
 """
 
 from __future__ import annotations
@@ -59,29 +60,74 @@ class Entry:
     hold: Template | None
 
 
-class ArmAll:
-    """All functions of the executable of a process that go without a hold."""
+@dataclasses.dataclass(frozen=True)
+class Ways:
+    """How the functions of an object can be armed; ``evicted`` are among those by swap."""
 
-    def __init__(self, pid: int) -> None:
+    name: str
+    functions: int
+    byte: int
+    swap: int
+    evicted: int
+
+    @property
+    def without(self) -> int:
+        """Those that only a hold could arm, or nothing."""
+        return self.functions - self.byte - self.swap
+
+    def share(self, number: int) -> str:
+        return f"{100 * number / self.functions:.1f} %"
+
+    def __str__(self) -> str:
+        return (
+            f"{self.name}: {self.functions} functions, byte {self.share(self.byte)}, swap "
+            f"{self.share(self.swap)} ({self.evicted} by eviction), none without a hold "
+            f"{self.share(self.without)}"
+        )
+
+
+class PlanAll:
+    """How each function of an object of a process would go: its executable, or a library by the
+    beginning of its file name."""
+
+    def __init__(self, pid: int, library: str = "") -> None:
         self.session: PtraceSession = PtraceBackend().open(pid)
         self.session.check()
-        # The file and its name as the process sees them, in a root of its own.
-        exe_link = pathlib.Path(f"/proc/{pid}/exe")
-        self.image = ObjectFile(exe_link.read_bytes(), exe_link.readlink().name)
         maps = self.session.memory_map()
-        exe = [m for m in maps if m.path == str(exe_link.readlink())]
-        self.bias = min(m.start for m in exe)
+        # The file as the process sees it, in a root of its own.
+        path = (
+            next(m.path for m in maps if pathlib.Path(m.path).name.startswith(library))
+            if library
+            else str(pathlib.Path(f"/proc/{pid}/exe").readlink())
+        )
+        own = [m for m in maps if m.path == path]
+        file = pathlib.Path(f"/proc/{pid}/map_files/{own[0].start:x}-{own[0].end:x}")
+        self.image = ObjectFile(file.read_bytes(), pathlib.Path(path).name)
+        self.bias = min(m.start for m in own)
         self.analysis = EntryAnalysis(self.image)
         functions = self._functions()
         self.functions = len(functions)
-        data = PAGE * (1 + BATCH * CALL_RECORD_SIZE // PAGE)
-        size = data + PAGE * (2 + self.functions * ROOM // PAGE)
-        self.span = self._free_span(max(m.end for m in exe), size)
-        self.text = self.span[0] + data
-        self._map(data, size)
+        self.data = PAGE * (1 + BATCH * CALL_RECORD_SIZE // PAGE)
+        self.size = self.data + PAGE * (2 + self.functions * ROOM // PAGE)
+        self.span = self._free_span(max(m.end for m in own), self.size)
+        self.text = self.span[0] + self.data
+        self._prepare()
         self.entries = self._entries(functions)
         self.plan = self._plan()
-        self._continuations()
+
+    def _prepare(self) -> None:
+        """What is to be done before the entries are read."""
+
+    def ways(self) -> Ways:
+        """How many functions go which way."""
+        chosen = [entry.way for entry in self.plan.entries]
+        return Ways(
+            self.image.name,
+            self.functions,
+            chosen.count("byte"),
+            chosen.count("swap"),
+            sum(bool(entry.evicted[0]) for entry in self.plan.entries),
+        )
 
     def _address(self, value: int) -> int:
         return value + self.bias
@@ -107,16 +153,6 @@ class ArmAll:
             ):
                 return base, base + size
         raise AssertionError("no room near the object")
-
-    def _map(self, data: int, size: int) -> None:
-        calls = [
-            mmap_anonymous(self.span[0], data, PROT_READ | PROT_WRITE),
-            mmap_anonymous(self.text, size - data, PROT_READ | PROT_EXEC),
-        ]
-        assert self.session.call(calls) == [self.span[0], self.text]
-        code = syscall_runner()
-        self.session.memory.write(self.text, code)
-        self.runner = Runner(self.text, len(code), self.span[0], BATCH)
 
     def _entries(self, functions: list[OldFunction]) -> dict[int, Entry]:
         found: dict[int, Entry] = {}
@@ -178,6 +214,24 @@ class ArmAll:
                 continue
             self.scratch = scratch
             return plan
+
+
+class ArmAll(PlanAll):
+    """All functions of the executable of a process that go without a hold."""
+
+    def __init__(self, pid: int) -> None:
+        super().__init__(pid)
+        self._continuations()
+
+    def _prepare(self) -> None:
+        calls = [
+            mmap_anonymous(self.span[0], self.data, PROT_READ | PROT_WRITE),
+            mmap_anonymous(self.text, self.size - self.data, PROT_READ | PROT_EXEC),
+        ]
+        assert self.session.call(calls) == [self.span[0], self.text]
+        code = syscall_runner()
+        self.session.memory.write(self.text, code)
+        self.runner = Runner(self.text, len(code), self.span[0], BATCH)
 
     def _continuations(self) -> None:
         for armed in self.plan.entries:

@@ -32,17 +32,10 @@ def test_every_function(ssh_fleet: FleetFactory, service: str, rounds: int) -> N
             everything.disarm()
             assert everything.text_now() == shipped
         verdict = load.stop()
-    ways = dict.fromkeys(("byte", "swap"), 0)
-    for entry in everything.armed:
-        ways[entry.way] += 1
-    evicted = sum(bool(entry.evicted[0]) for entry in everything.armed)
-    share = {way: f"{100 * count / everything.functions:.1f} %" for way, count in ways.items()}
-    print(
-        f"{service}: {everything.functions} functions, {share}, {evicted} by eviction, {rounds} "
-        f"rounds, {verdict['answered']} answers"
-    )
+    ways = everything.ways()
+    print(f"{ways}; {rounds} rounds, {verdict['answered']} answers")
     assert verdict["verdict"] == "pass", verdict
     assert verdict["answered"] == verdict["requests"] > 200 * rounds
     # No stop but those of a thread that runs the calls, whose seccomp filter is read before.
     assert {stop.purpose for stop in everything.session.stops} <= {"inject", "watch", "seccomp"}
-    assert sum(ways.values()) > 0.9 * everything.functions
+    assert ways.without < 0.1 * ways.functions
