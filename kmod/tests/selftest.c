@@ -2,297 +2,29 @@
 /*
  * The kernel service asked through its uapi, on programs that this one starts: TAP on standard output.
  *
- *   selftest [--seconds N] [--threads N] [NAME...]
+ *   selftest [--seconds N] [--rounds N] [--threads N] [NAME...]
  *
- * As root, with the module loaded. Each test has a victim: a child with threads that compute, sleep,
- * or are made and end all the time, and that tell by shared memory what happened to them.
+ * As root, with the module loaded. --seconds or --rounds is how long the tests go on that could do so
+ * for ever.
  */
 #define _GNU_SOURCE
-#include <asm/prctl.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/capability.h>
 #include <poll.h>
-#include <pthread.h>
-#include <sched.h>
 #include <signal.h>
-#include <stdarg.h>
-#include <stdatomic.h>
-#include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
-#include <sys/prctl.h>
-#include <sys/stat.h>
-#include <sys/syscall.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
-#include "uapi/wfpatch.h"
-
-#define THREADS_MOST	5000
-#define PAGE		4096UL
+#include "harness.h"
 
 static unsigned int seconds_each = 3, threads_each = 16;
-static int failures;
-
-/* Saying what is wrong, and going on. */
-static bool check_(bool right, const char *file, int line, const char *format, ...)
-{
-	va_list arguments;
-
-	if (right)
-		return true;
-	failures++;
-	printf("# %s:%d: ", file, line);
-	va_start(arguments, format);
-	vprintf(format, arguments);
-	va_end(arguments);
-	printf("\n");
-	return false;
-}
-
-#define CHECK(right, ...) check_((right), __FILE__, __LINE__, __VA_ARGS__)
-
-/* The result of an ioctl as a negative errno. */
-static int ask(int fd, unsigned long command, void *arguments)
-{
-	int result = ioctl(fd, command, arguments);
-
-	return result < 0 ? -errno : result;
-}
-
-#define EXPECT(call, wanted)                                                                       \
-	({                                                                                         \
-		int result_ = (call);                                                              \
-		CHECK(result_ == (wanted), "%s gave %d (%s), expected %d", #call, result_,         \
-		      strerror(result_ < 0 ? -result_ : 0), (wanted));                             \
-		result_;                                                                           \
-	})
-
-static double now(void)
-{
-	struct timespec at;
-
-	clock_gettime(CLOCK_MONOTONIC, &at);
-	return at.tv_sec + at.tv_nsec / 1e9;
-}
-
-static int open_device(void)
-{
-	return open(WFPATCH_DEVICE, O_RDWR | O_CLOEXEC);
-}
-
-static int attach(pid_t pid)
-{
-	struct wfpatch_attach arguments = { .size = sizeof(arguments), .pid = pid };
-	int device = open_device(), result;
-
-	if (device < 0)
-		return -errno;
-	result = ask(device, WFPATCH_IOC_ATTACH, &arguments);
-	close(device);
-	return result;
-}
-
-static long counter(const char *name)
-{
-	char path[128];
-	long value = -1;
-	FILE *file;
-
-	snprintf(path, sizeof(path), "/sys/class/misc/wfpatch/counters/%s", name);
-	file = fopen(path, "r");
-	if (!file || fscanf(file, "%ld", &value) != 1)
-		CHECK(false, "cannot read %s", path);
-	if (file)
-		fclose(file);
-	return value;
-}
-
-/* -- the victim ------------------------------------------------------------------------------ */
-
-/*
- * `one` returns 1 from one instruction of five bytes, and `one_old` is its copy; `two` returns 1 from
- * two instructions, which a jump replaces; `two_old` is their copy, `two_new` returns 2.
- */
-extern unsigned char one[], one_old[], two[], two_old[], two_new[];
-__asm__(".pushsection .text\n"
-	".balign 64\n"
-	"one: .byte 0xb8, 1, 0, 0, 0\n ret\n"
-	".balign 64\n"
-	"one_old: .byte 0xb8, 1, 0, 0, 0\n jmp one + 5\n"
-	".balign 64\n"
-	"two: xor %eax, %eax\n add $1, %eax\n nop\n ret\n"
-	".balign 64\n"
-	"two_old: xor %eax, %eax\n add $1, %eax\n jmp two + 5\n"
-	".balign 64\n"
-	"two_new: mov $2, %eax\n ret\n"
-	".popsection\n");
-
-static int call(const unsigned char *function)
-{
-	int result;
-
-	__asm__ volatile("call *%1" : "=a"(result) : "r"(function) : "cc", "memory");
-	return result;
-}
-
-struct shared {
-	atomic_int ready;
-	atomic_int stop;
-	atomic_long calls;
-	atomic_long wrong;
-	atomic_long forks;
-	atomic_long children_failed;
-	atomic_int tids[THREADS_MOST];
-	atomic_ulong gs[THREADS_MOST];
-};
-
-static struct shared *shared;
-
-enum kind { SLEEP, COMPUTE, HOT, STORM };
-
-struct life {
-	unsigned int index;
-	enum kind kind;
-};
-
-static unsigned long read_gs_base(void)
-{
-	unsigned long base = ~0UL;
-
-	syscall(SYS_arch_prctl, ARCH_GET_GS, &base);
-	return base;
-}
-
-static void *storm_child(void *unused)
-{
-	return unused;
-}
-
-static void *live(void *of)
-{
-	struct life life = *(struct life *)of;
-
-	free(of);
-	atomic_store(&shared->tids[life.index], (int)syscall(SYS_gettid));
-	atomic_fetch_add(&shared->ready, 1);
-	while (!atomic_load(&shared->stop)) {
-		pthread_t other;
-		int i, got;
-
-		switch (life.kind) {
-		case SLEEP:
-			usleep(20000);
-			break;
-		case COMPUTE:
-			for (i = 0; i < 100000; i++)
-				__asm__ volatile("" ::: "memory");
-			break;
-		case HOT:
-			for (i = 0; i < 2000; i++) {
-				got = call(one);
-				if (got != 1 && got != 3)
-					atomic_fetch_add(&shared->wrong, 1);
-				got = call(two);
-				if (got != 1 && got != 2)
-					atomic_fetch_add(&shared->wrong, 1);
-			}
-			atomic_fetch_add(&shared->calls, 4000);
-			break;
-		case STORM:
-			if (!pthread_create(&other, NULL, storm_child, NULL))
-				pthread_join(other, NULL);
-			break;
-		}
-		atomic_store(&shared->gs[life.index], read_gs_base());
-	}
-	return NULL;
-}
-
-/* Forks all the time; each child calls what may be in the middle of a change. */
-static void fork_storm(void)
-{
-	while (!atomic_load(&shared->stop)) {
-		int status = 0, i;
-		pid_t pid = fork();
-
-		if (pid == 0) {
-			for (i = 0; i < 200; i++) {
-				int first = call(one), second = call(two);
-
-				if ((first != 1 && first != 3) || (second != 1 && second != 2))
-					_exit(1);
-			}
-			_exit(0);
-		}
-		if (pid < 0 || waitpid(pid, &status, 0) != pid)
-			continue;
-		atomic_fetch_add(&shared->forks, 1);
-		if (status)
-			atomic_fetch_add(&shared->children_failed, 1);
-		usleep(500);
-	}
-}
-
-static pid_t start_victim(unsigned int sleepers, unsigned int computing, unsigned int hot,
-			  unsigned int storms, bool forks)
-{
-	unsigned int count = sleepers + computing + hot + storms, i;
-	pid_t pid;
-
-	memset(shared, 0, sizeof(*shared));
-	fflush(NULL);
-	pid = fork();
-	if (pid == 0) {
-		pthread_attr_t attributes;
-
-		prctl(PR_SET_PDEATHSIG, SIGKILL);
-		pthread_attr_init(&attributes);
-		pthread_attr_setstacksize(&attributes, 64 << 10);
-		for (i = 0; i < count; i++) {
-			struct life *life = malloc(sizeof(*life));
-			pthread_t thread;
-
-			life->index = i;
-			life->kind = i < sleepers			? SLEEP :
-				     i < sleepers + computing		? COMPUTE :
-				     i < sleepers + computing + hot	? HOT :
-									  STORM;
-			if (pthread_create(&thread, &attributes, live, life))
-				_exit(9);
-		}
-		if (forks)
-			fork_storm();
-		while (!atomic_load(&shared->stop))
-			usleep(10000);
-		usleep(100000);
-		_exit(0);
-	}
-	for (i = 0; i < 60000 && atomic_load(&shared->ready) < (int)count; i++)
-		usleep(1000);
-	CHECK(atomic_load(&shared->ready) == (int)count, "the victim did not start");
-	return pid;
-}
-
-static void end_victim(pid_t pid)
-{
-	int status = -1;
-
-	atomic_store(&shared->stop, 1);
-	CHECK(waitpid(pid, &status, 0) == pid && status == 0, "the victim ended with status %#x", status);
-	CHECK(!atomic_load(&shared->wrong), "%ld wrong calls", atomic_load(&shared->wrong));
-	CHECK(!atomic_load(&shared->children_failed), "%ld children failed",
-	      atomic_load(&shared->children_failed));
-}
-
-/* -- tests ----------------------------------------------------------------------------------- */
+static long rounds_each;
 
 static void test_info(void)
 {
@@ -688,34 +420,6 @@ static void test_visit(void)
 	end_victim(victim);
 }
 
-static void jump(unsigned char *to, const unsigned char *at, const unsigned char *target)
-{
-	int distance = (int)(target - (at + 5));
-
-	to[0] = 0xe9;
-	memcpy(to + 1, &distance, 4);
-}
-
-static struct wfpatch_poke poke_one(bool back)
-{
-	struct wfpatch_poke poke = { .address = (uintptr_t)one, .redirect = (uintptr_t)one_old,
-				     .length = 5 };
-
-	memcpy(back ? poke.after : poke.before, "\xb8\x01\x00\x00\x00", 5);
-	memcpy(back ? poke.before : poke.after, "\xb8\x03\x00\x00\x00", 5);
-	return poke;
-}
-
-static struct wfpatch_poke poke_two(bool back)
-{
-	struct wfpatch_poke poke = { .address = (uintptr_t)two, .length = 5,
-				     .redirect = (uintptr_t)(back ? two_new : two_old) };
-
-	memcpy(back ? poke.after : poke.before, "\x31\xc0\x83\xc0\x01", 5);
-	jump(back ? poke.before : poke.after, two, two_new);
-	return poke;
-}
-
 static void test_poke_refused(void)
 {
 	pid_t victim = start_victim(1, 0, 0, 0, false);
@@ -760,8 +464,8 @@ static void test_poke_hot(void)
 	double end = now() + seconds_each;
 	bool back = false;
 
-	while (now() < end) {
-		struct wfpatch_move move = { (uintptr_t)two + 2, (uintptr_t)two_old + 2 };
+	while (rounds_each ? rounds < rounds_each : now() < end) {
+		struct wfpatch_move move = move_of_two();
 		struct wfpatch_poke pokes[2] = { poke_one(back), poke_two(back) };
 		struct wfpatch_arm arm = { .size = sizeof(arm), .pokes = (uintptr_t)pokes,
 					   .n_pokes = 2, .deadline_ms = 200 };
@@ -812,12 +516,7 @@ static void test_foreign_breakpoint(void)
 
 static void test_nothing_left(void)
 {
-	static const char *const now_files[] = { "sessions_now", "breakpoints_now", "tasks_now",
-						 "pages_now" };
-	unsigned int i;
-
-	for (i = 0; i < sizeof(now_files) / sizeof(now_files[0]); i++)
-		CHECK(counter(now_files[i]) == 0, "%s is %ld", now_files[i], counter(now_files[i]));
+	check_nothing_left();
 }
 
 static const struct {
@@ -856,14 +555,14 @@ int main(int count, char **arguments)
 	     arguments += 2, count -= 2) {
 		if (!strcmp(arguments[0], "--seconds"))
 			seconds_each = atoi(arguments[1]);
+		else if (!strcmp(arguments[0], "--rounds"))
+			rounds_each = atol(arguments[1]);
 		else if (!strcmp(arguments[0], "--threads"))
 			threads_each = atoi(arguments[1]);
 	}
 	if (threads_each < 4 || threads_each > THREADS_MOST - 8)
 		return 2;
-	shared = mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1,
-		      0);
-	if (shared == MAP_FAILED)
+	if (!share())
 		return 2;
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	for (i = 0; i < sizeof(tests) / sizeof(tests[0]); i++) {

@@ -69,24 +69,20 @@ def module_for(series: str) -> pathlib.Path:
     return built
 
 
-def selftest() -> pathlib.Path:
-    """The program that asks the uapi, linked statically: it runs beside any C library."""
-    program = TOP / "kmod" / ".build" / "selftest"
-    source = TOP / "kmod" / "tests" / "selftest.c"
-    program.parent.mkdir(exist_ok=True)
-    subprocess.run(
-        ["gcc", "-static", "-std=gnu11", "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-pthread"]
-        + ["-I", TOP / "kmod" / "include", "-o", program, source],
-        check=True,
-    )
-    return program
+def programs() -> list[pathlib.Path]:
+    """The programs that ask the uapi."""
+    place = TOP / "kmod" / ".build"
+    place.mkdir(exist_ok=True)
+    subprocess.run(["make", "--silent", "-C", TOP / "kmod", "programs", f"OUT={place}"], check=True)
+    return [place / "selftest", place / "stress"]
 
 
 def with_service(made: Machine, series: str) -> Machine:
     """The machine with the kernel service loaded anew and the test program at hand."""
     made.run("grep -q '^wfpatch ' /proc/modules && rmmod wfpatch || true")
     made.put(module_for(series), "/root/wfpatch.ko")
-    made.put(selftest(), "/root/selftest")
+    for program in programs():
+        made.put(program, f"/root/{program.name}")
     made.run("insmod /root/wfpatch.ko && udevadm settle")
     return made
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""kmod/tests/selftest.c in machines of every kind."""
+"""The programs of kmod/tests in machines of every kind."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ PROCESSORS = {
 }
 
 
-def ask(made: Machine, *words: object, timeout: float = 900) -> str:
-    """Run the test program to its end; what it printed."""
-    done = made.run(f"/root/selftest {' '.join(map(str, words))}", check=False, timeout=timeout)
+def ask(made: Machine, *words: object, timeout: float = 900, program: str = "selftest") -> str:
+    """Run a test program to its end; what it printed."""
+    done = made.run(f"/root/{program} {' '.join(map(str, words))}", check=False, timeout=timeout)
     print(done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"(?m)^1\.\.[1-9]", done.stdout), done.stdout
@@ -54,6 +54,18 @@ def test_four_thousand_threads(vm: Machine) -> None:
     ask(vm, "--threads", 4000, "visit", "nothing_left", timeout=1800)
 
 
-@pytest.mark.slow
-def test_hot_functions_for_long(vm: Machine) -> None:
-    ask(vm, "--seconds", 600, "poke_hot", "nothing_left", timeout=1200)
+@pytest.mark.parametrize("rounds", [500, pytest.param(20_000, marks=pytest.mark.slow)])
+def test_hot_functions_are_armed_and_disarmed(vm: Machine, rounds: int) -> None:
+    """Each round arms or disarms: two of them are a cycle."""
+    said = ask(vm, "--rounds", rounds, "poke_hot", "nothing_left", timeout=3000)
+    counted = re.search(r"# (\d+) rounds, .* (\d+) forks, (\d+) breakpoints met", said)
+    assert counted and int(counted[1]) == rounds
+    assert int(counted[2]) > rounds / 50 and int(counted[3]) > rounds
+
+
+@pytest.mark.parametrize("seconds", [20, pytest.param(1200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["ends", "concurrent", "nonsense"])
+def test_requests_in_the_middle_of_ends(vm: Machine, name: str, seconds: int) -> None:
+    """Then nothing is held, and the module can go: the next test loads it anew."""
+    ask(vm, "--seconds", seconds, name, program="stress", timeout=2 * seconds + 300)
+    vm.run("rmmod wfpatch && insmod /root/wfpatch.ko")

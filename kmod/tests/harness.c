@@ -1,0 +1,298 @@
+// SPDX-License-Identifier: GPL-2.0-only
+#define _GNU_SOURCE
+#include <asm/prctl.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "harness.h"
+
+int failures;
+
+bool check_(bool right, const char *file, int line, const char *format, ...)
+{
+	va_list arguments;
+
+	if (right)
+		return true;
+	failures++;
+	printf("# %s:%d: ", file, line);
+	va_start(arguments, format);
+	vprintf(format, arguments);
+	va_end(arguments);
+	printf("\n");
+	return false;
+}
+
+int ask(int fd, unsigned long command, void *arguments)
+{
+	int result = ioctl(fd, command, arguments);
+
+	return result < 0 ? -errno : result;
+}
+
+double now(void)
+{
+	struct timespec at;
+
+	clock_gettime(CLOCK_MONOTONIC, &at);
+	return at.tv_sec + at.tv_nsec / 1e9;
+}
+
+int open_device(void)
+{
+	return open(WFPATCH_DEVICE, O_RDWR | O_CLOEXEC);
+}
+
+int attach(pid_t pid)
+{
+	struct wfpatch_attach arguments = { .size = sizeof(arguments), .pid = pid };
+	int device = open_device(), result;
+
+	if (device < 0)
+		return -errno;
+	result = ask(device, WFPATCH_IOC_ATTACH, &arguments);
+	close(device);
+	return result;
+}
+
+long counter(const char *name)
+{
+	char path[128];
+	long value = -1;
+	FILE *file;
+
+	snprintf(path, sizeof(path), "/sys/class/misc/wfpatch/counters/%s", name);
+	file = fopen(path, "r");
+	if (!file || fscanf(file, "%ld", &value) != 1)
+		CHECK(false, "cannot read %s", path);
+	if (file)
+		fclose(file);
+	return value;
+}
+
+/* -- the victim ------------------------------------------------------------------------------ */
+
+__asm__(".pushsection .text\n"
+	".globl one, one_old, two, two_old, two_new\n"
+	".balign 64\n"
+	"one: .byte 0xb8, 1, 0, 0, 0\n ret\n"
+	".balign 64\n"
+	"one_old: .byte 0xb8, 1, 0, 0, 0\n jmp one + 5\n"
+	".balign 64\n"
+	"two: xor %eax, %eax\n add $1, %eax\n nop\n ret\n"
+	".balign 64\n"
+	"two_old: xor %eax, %eax\n add $1, %eax\n jmp two + 5\n"
+	".balign 64\n"
+	"two_new: mov $2, %eax\n ret\n"
+	".popsection\n");
+
+static int call(const unsigned char *function)
+{
+	int result;
+
+	__asm__ volatile("call *%1" : "=a"(result) : "r"(function) : "cc", "memory");
+	return result;
+}
+
+struct shared *shared;
+
+enum kind { SLEEP, COMPUTE, HOT, STORM };
+
+struct life {
+	unsigned int index;
+	enum kind kind;
+};
+
+static unsigned long read_gs_base(void)
+{
+	unsigned long base = ~0UL;
+
+	syscall(SYS_arch_prctl, ARCH_GET_GS, &base);
+	return base;
+}
+
+static void *storm_child(void *unused)
+{
+	return unused;
+}
+
+static void *live(void *of)
+{
+	struct life life = *(struct life *)of;
+
+	free(of);
+	atomic_store(&shared->tids[life.index], (int)syscall(SYS_gettid));
+	atomic_fetch_add(&shared->ready, 1);
+	while (!atomic_load(&shared->stop)) {
+		pthread_t other;
+		int i, got;
+
+		switch (life.kind) {
+		case SLEEP:
+			usleep(20000);
+			break;
+		case COMPUTE:
+			for (i = 0; i < 100000; i++)
+				__asm__ volatile("" ::: "memory");
+			break;
+		case HOT:
+			for (i = 0; i < 2000; i++) {
+				got = call(one);
+				if (got != 1 && got != 3)
+					atomic_fetch_add(&shared->wrong, 1);
+				got = call(two);
+				if (got != 1 && got != 2)
+					atomic_fetch_add(&shared->wrong, 1);
+			}
+			atomic_fetch_add(&shared->calls, 4000);
+			break;
+		case STORM:
+			if (!pthread_create(&other, NULL, storm_child, NULL))
+				pthread_join(other, NULL);
+			break;
+		}
+		atomic_store(&shared->gs[life.index], read_gs_base());
+	}
+	return NULL;
+}
+
+/* Forks all the time; each child calls what may be in the middle of a change. */
+static void fork_storm(void)
+{
+	while (!atomic_load(&shared->stop)) {
+		int status = 0, i;
+		pid_t pid = fork();
+
+		if (pid == 0) {
+			for (i = 0; i < 200; i++) {
+				int first = call(one), second = call(two);
+
+				if ((first != 1 && first != 3) || (second != 1 && second != 2))
+					_exit(1);
+			}
+			_exit(0);
+		}
+		if (pid < 0 || waitpid(pid, &status, 0) != pid)
+			continue;
+		atomic_fetch_add(&shared->forks, 1);
+		if (status)
+			atomic_fetch_add(&shared->children_failed, 1);
+		usleep(500);
+	}
+}
+
+pid_t start_victim(unsigned int sleepers, unsigned int computing, unsigned int hot,
+			  unsigned int storms, bool forks)
+{
+	unsigned int count = sleepers + computing + hot + storms, i;
+	pid_t pid;
+
+	memset(shared, 0, sizeof(*shared));
+	fflush(NULL);
+	pid = fork();
+	if (pid == 0) {
+		pthread_attr_t attributes;
+
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		pthread_attr_init(&attributes);
+		pthread_attr_setstacksize(&attributes, 64 << 10);
+		for (i = 0; i < count; i++) {
+			struct life *life = malloc(sizeof(*life));
+			pthread_t thread;
+
+			life->index = i;
+			life->kind = i < sleepers			? SLEEP :
+				     i < sleepers + computing		? COMPUTE :
+				     i < sleepers + computing + hot	? HOT :
+									  STORM;
+			if (pthread_create(&thread, &attributes, live, life))
+				_exit(9);
+		}
+		if (forks)
+			fork_storm();
+		while (!atomic_load(&shared->stop))
+			usleep(10000);
+		usleep(100000);
+		_exit(0);
+	}
+	for (i = 0; i < 60000 && atomic_load(&shared->ready) < (int)count; i++)
+		usleep(1000);
+	CHECK(atomic_load(&shared->ready) == (int)count, "the victim did not start");
+	return pid;
+}
+
+void end_victim(pid_t pid)
+{
+	int status = -1;
+
+	atomic_store(&shared->stop, 1);
+	CHECK(waitpid(pid, &status, 0) == pid && status == 0, "the victim ended with status %#x", status);
+	CHECK(!atomic_load(&shared->wrong), "%ld wrong calls", atomic_load(&shared->wrong));
+	CHECK(!atomic_load(&shared->children_failed), "%ld children failed",
+	      atomic_load(&shared->children_failed));
+}
+
+/* -- pokes ----------------------------------------------------------------------------------- */
+
+static void jump(unsigned char *to, const unsigned char *at, const unsigned char *target)
+{
+	int distance = (int)(target - (at + 5));
+
+	to[0] = 0xe9;
+	memcpy(to + 1, &distance, 4);
+}
+
+struct wfpatch_poke poke_one(bool back)
+{
+	struct wfpatch_poke poke = { .address = (uintptr_t)one, .redirect = (uintptr_t)one_old,
+				     .length = 5 };
+
+	memcpy(back ? poke.after : poke.before, "\xb8\x01\x00\x00\x00", 5);
+	memcpy(back ? poke.before : poke.after, "\xb8\x03\x00\x00\x00", 5);
+	return poke;
+}
+
+struct wfpatch_poke poke_two(bool back)
+{
+	struct wfpatch_poke poke = { .address = (uintptr_t)two, .length = 5,
+				     .redirect = (uintptr_t)(back ? two_new : two_old) };
+
+	memcpy(back ? poke.after : poke.before, "\x31\xc0\x83\xc0\x01", 5);
+	jump(back ? poke.before : poke.after, two, two_new);
+	return poke;
+}
+
+struct wfpatch_move move_of_two(void)
+{
+	return (struct wfpatch_move){ (uintptr_t)two + 2, (uintptr_t)two_old + 2 };
+}
+
+void check_nothing_left(void)
+{
+	static const char *const now_files[] = { "sessions_now", "breakpoints_now", "tasks_now",
+						 "pages_now" };
+	unsigned int i;
+
+	for (i = 0; i < sizeof(now_files) / sizeof(now_files[0]); i++)
+		CHECK(counter(now_files[i]) == 0, "%s is %ld", now_files[i], counter(now_files[i]));
+}
+
+bool share(void)
+{
+	shared = mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1,
+		      0);
+	return shared != MAP_FAILED;
+}

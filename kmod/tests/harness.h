@@ -1,0 +1,76 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * What the programs that test the kernel service share: checks, requests, and the victim, a child with
+ * threads that compute, sleep, or are made and end all the time, and that tell by shared memory what
+ * happened to them.
+ */
+#ifndef WFPATCH_HARNESS_H
+#define WFPATCH_HARNESS_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <string.h>
+#include <sys/types.h>
+
+#include "uapi/wfpatch.h"
+
+#define THREADS_MOST	5000
+#define PAGE		4096UL
+
+extern int failures;
+
+/* Says what is wrong, and goes on. */
+bool check_(bool right, const char *file, int line, const char *format, ...)
+	__attribute__((format(printf, 4, 5)));
+
+#define CHECK(right, ...) check_((right), __FILE__, __LINE__, __VA_ARGS__)
+
+#define EXPECT(call, wanted)                                                                       \
+	({                                                                                         \
+		int result_ = (call);                                                              \
+		CHECK(result_ == (wanted), "%s gave %d (%s), expected %d", #call, result_,         \
+		      strerror(result_ < 0 ? -result_ : 0), (wanted));                             \
+		result_;                                                                           \
+	})
+
+/* The result of an ioctl as a negative errno. */
+int ask(int fd, unsigned long command, void *arguments);
+double now(void);
+int open_device(void);
+int attach(pid_t pid);
+long counter(const char *name);
+/* Of the counters that end in "_now": what the service holds. */
+void check_nothing_left(void);
+
+/*
+ * `one` returns 1 from one instruction of five bytes, and `one_old` is its copy; `two` returns 1 from
+ * two instructions, which a jump replaces; `two_old` is their copy, `two_new` returns 2. A poke of
+ * `one` makes it return 3.
+ */
+extern unsigned char one[], one_old[], two[], two_old[], two_new[];
+
+struct wfpatch_poke poke_one(bool back);
+struct wfpatch_poke poke_two(bool back);
+struct wfpatch_move move_of_two(void);
+
+struct shared {
+	atomic_int ready;
+	atomic_int stop;
+	atomic_long calls;
+	atomic_long wrong;
+	atomic_long forks;
+	atomic_long children_failed;
+	atomic_int tids[THREADS_MOST];
+	atomic_ulong gs[THREADS_MOST];
+};
+
+extern struct shared *shared;
+
+/* Maps what victims share with their test; false when there is no memory. */
+bool share(void);
+pid_t start_victim(unsigned int sleepers, unsigned int computing, unsigned int hot,
+		   unsigned int storms, bool forks);
+/* Asks the victim to end, and checks that it went well. */
+void end_victim(pid_t pid);
+
+#endif /* WFPATCH_HARNESS_H */
