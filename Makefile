@@ -91,6 +91,17 @@ test-integration: setup applier ## The collection's modules on this machine, by 
 test-fleet: collection ## Playbooks on SSH hosts in namespaces, with real services under load
 	@$(PYTEST) tests/fleet $(wildcard tests/apps tests/load)
 
+.PHONY: test-vm
+test-vm: collection ## The kernel service in a virtual machine with Debian 12's kernel
+	@setup/virtual_machines
+	$(PYTEST) tests/vm
+
+.PHONY: test-kernels
+test-kernels: collection ## The kernel service: built for all kernels, and all its tests on each of them
+	@setup/virtual_machines
+	kmod/check
+	$(PYTEST) -m 'slow or not slow' --timeout 7200 tests/vm --kernels 5.10,6.1,6.12,newest
+
 .PHONY: test-soak
 test-soak: collection ## The suites' slow tests: long loops, kills, stress
 	@$(PYTEST) -m slow --timeout 3600 tests/engine tests/dkms $(wildcard tests/builder tests/apps tests/load) tests/fleet

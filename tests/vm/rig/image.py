@@ -247,4 +247,4 @@ def require_tools() -> None:
         if shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin") is None
     ]
     if missing:
-        raise RootError(f"not installed: {', '.join(missing)}; run setup/environment vm")
+        raise RootError(f"not installed: {', '.join(missing)}; run setup/virtual_machines")
