@@ -359,15 +359,11 @@ class HeldRow:
                     sight.reason = "is not on a stack that could be read"
                     return False
                 row = row_of(self._process, stopped.registers.gs_base, sight.task.tid)
-                in_stub = words_inside_thread(thread, watch.pending)
-                if row not in self._held:
-                    sight.reason = "is on its way into a replaced function"
-                    return not in_stub
-                if in_stub:
-                    sight.reason = "is on its way into a replaced function"
-                    return False
-                if self._is_free(thread, stopped, sight.visits > 1):
-                    stopped.set_gs_base(self._target * 4096)
+                held_row = row in self._held
+                inside = (*watch.old, *watch.pending) if held_row else watch.pending
+                if self._is_free(thread, stopped, inside, sight.visits > 1):
+                    if held_row:
+                        stopped.set_gs_base(self._target * 4096)
                     return True
                 if not thread.own_stack:
                     sight.reason = "stays in old code, in a signal handler or on a foreign stack"
@@ -379,37 +375,44 @@ class HeldRow:
                 raise
             sight.reason = error.message
             return False
-        return self._unwound(sight, thread)
+        return self._unwound(sight, thread, inside, held_row)
 
-    def _is_free(self, thread: Thread, stopped: Visit, unwind: bool) -> bool:
-        """Whether a stopped thread, outside of stub text, has no frame of old code.
+    def _is_free(self, thread: Thread, stopped: Visit, inside: Intervals, unwind: bool) -> bool:
+        """Whether a stopped thread has no frame ``inside``: of stub text, and of old code if held.
 
         A thread whose stack holds a stale word is unwound after the stop first, which fills the
         unwinder's cache; one that runs will have moved on by then, so the next time ``unwind`` has
         it done within the stop.
         """
-        if thread.own_stack and not words_inside_thread(thread, self._watch.old):
+        if thread.own_stack and not words_inside_thread(thread, inside):
             return True
         if thread.own_stack and not unwind:
             return False
         frames = self._watch.threads.unwind(thread, stopped)
-        intervals = (*self._watch.old, *self._watch.pending)
         return frames is not None and not any(
-            low <= address <= high for address in frames for low, high in intervals
+            low <= address <= high for address in frames for low, high in inside
         )
 
-    def _unwound(self, sight: Sight, thread: Thread) -> bool:
-        """Clear a held thread by its frames, and move it if it is still where it was."""
+    def _unwound(self, sight: Sight, thread: Thread, inside: Intervals, held_row: bool) -> bool:
+        """Clear a thread by its frames, and move one that is held if it is still where it was."""
         watch = self._watch
         frames = watch.threads.unwind(thread)
         if frames is None:
-            sight.reason = "stays in old code: its stack cannot be unwound"
+            # No table describes stub text: who is there cannot be unwound.
+            sight.reason = (
+                "stays in old code: its stack cannot be unwound"
+                if held_row
+                else "is on its way into a replaced function, or cannot be unwound"
+            )
             return False
         for address in frames:
-            for low, high in (*watch.old, *watch.pending):
+            for low, high in inside:
                 if low <= address <= high:
                     watch._blame(sight, address, "has a frame of old code")
                     return False
+        if not held_row:
+            # It was outside at the moment of the stop, and no source row leads to stub text now.
+            return True
         try:
             with self._process.session.visit(sight.task.tid, "migrate") as stopped:
                 again = watch.threads.stopped(stopped)

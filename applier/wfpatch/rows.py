@@ -10,11 +10,11 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from .backend import Survey
+from .backend import Survey, Visit
 from .errors import Failed, Refused
 from .live_process import LiveProcess
 from .region_header import RowUse
-from .thread_stack import Threads, words_inside_thread
+from .thread_stack import Thread, Threads, words_inside_thread
 
 ROW_SIZE = 4096
 #: Two rows for the transition (target and held), two for its revert.
@@ -44,25 +44,31 @@ def recycle(process: LiveProcess) -> None:
     """Move every task to row 0, and so free all other rows; one short stop of each task.
 
     Only while no transition is open: all rows lead to the same code then, so the move changes
-    nothing. Raises generation_exhausted when a task stays in stub text.
+    nothing. A task whose stack holds a stale word of stub text is cleared by unwinding: after its
+    first stop, which fills the unwinder's cache, and within the next. Raises generation_exhausted
+    when a task stays in stub text.
     """
     session = process.session
     intervals = [interval for region in process.regions for interval in region.pending_intervals()]
     threads = Threads(process)
     seen = _surveyed(process, threads, intervals)
+    suspected: set[tuple[int, int]] = set()
     begun = progress = time.monotonic()
     while True:
         missing = [task for task in session.tasks() if (task.tid, task.start_time) not in seen]
         if not missing:
             break
         for task in missing:
+            key = (task.tid, task.start_time)
             try:
                 with session.visit(task.tid, "recycle") as stopped:
                     row_of(process, stopped.registers.gs_base, task.tid)
                     thread = threads.stopped(stopped)
-                    if thread is None or words_inside_thread(thread, intervals):
-                        continue
-                    if stopped.registers.gs_base:
+                    clear = thread is not None and (
+                        not words_inside_thread(thread, intervals)
+                        or (key in suspected and _outside(threads, thread, stopped, intervals))
+                    )
+                    if clear and stopped.registers.gs_base:
                         stopped.set_gs_base(0)
             except Failed as error:
                 if error.reason == "thread_gone":
@@ -70,7 +76,12 @@ def recycle(process: LiveProcess) -> None:
                 if error.reason != "thread_unstoppable":
                     raise
                 continue
-            seen.add((task.tid, task.start_time))
+            if not clear:
+                if thread is not None:
+                    threads.unwind(thread)
+                suspected.add(key)
+                continue
+            seen.add(key)
             progress = time.monotonic()
         if time.monotonic() > min(progress + TIMEOUT, begun + LONGEST):
             raise Refused(
@@ -80,6 +91,15 @@ def recycle(process: LiveProcess) -> None:
             )
     for region in process.regions:
         region.note(rows=(RowUse(0, region.header.generation, "generation"),))
+
+
+def _outside(
+    threads: Threads, thread: Thread, stopped: Visit, intervals: Sequence[tuple[int, int]]
+) -> bool:
+    frames = threads.unwind(thread, stopped)
+    return frames is not None and not any(
+        low <= address <= high for address in frames for low, high in intervals
+    )
 
 
 def _surveyed(

@@ -5,7 +5,7 @@ The program (programs/proof_trees.c) detects both by construction. First the det
 judged, then random trees run by the million under everything that can come in between, then each
 rule has a scenario of its own in which a mixture would be certain without it (test_rules.py).
 
-WFPATCH_CONSISTENCY_ROUNDS (3; the slow test 50) is the number of times that the patch comes and
+WFPATCH_CONSISTENCY_ROUNDS (3; the slow test 25) is the number of times that the patch comes and
 goes, WFPATCH_CONSISTENCY_CALLS (200,000; the slow test 5,000,000) that of calls to wait for
 meanwhile. Both print their figures.
 """
@@ -21,7 +21,7 @@ from proof.patching import Patching
 
 ROUNDS = int(os.environ.get("WFPATCH_CONSISTENCY_ROUNDS", "3"))
 CALLS = int(os.environ.get("WFPATCH_CONSISTENCY_CALLS", "200000"))
-SLOW_ROUNDS = int(os.environ.get("WFPATCH_CONSISTENCY_ROUNDS", "50"))
+SLOW_ROUNDS = int(os.environ.get("WFPATCH_CONSISTENCY_ROUNDS", "25"))
 SLOW_CALLS = int(os.environ.get("WFPATCH_CONSISTENCY_CALLS", "5000000"))
 
 

@@ -40,6 +40,7 @@ a row is reused after every GS base was read          reused_row           rows_
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import time
 from collections.abc import Callable
@@ -48,12 +49,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from proof import call_trees, faults
+from proof import backends, call_trees, faults
 from proof.backends import ptrace_only
 from proof.call_trees import Trees
 from proof.patching import Patching, between_sweeps, only_way, told
 from proof.stepping import Stepper, send_signal
 from wfpatch.backend.stops import Tracee
+from wfpatch.discovery import find_targets
+from wfpatch.live_process import open_process
 from wfpatch.live_region import LiveRegion
 
 
@@ -464,6 +467,53 @@ def test_who_is_held_is_cleared_by_unwinding(world, cleared):
     trees.run(0, "fg")
     trees.until_idle(0)
     assert trees.trace(0) == ["f1", "f2", "g2"]
+    trees.assert_consistent()
+
+
+def _overwrite_stale_words(trees: Trees, word: int) -> None:
+    """Let all words in z's frame of thread 0 be that one."""
+    with open(f"/proc/{trees.tid(0)}/syscall", encoding="ascii") as file:
+        stack = int(file.read().split()[7], 16)
+    entries = _entries(trees.pid)
+    stale = {entries["f" if i & 1 else "g"] + (i & ~1) * 2 for i in range(16)}
+    written = 0
+    with open(f"/proc/{trees.pid}/mem", "r+b", buffering=0) as memory:
+        data = os.pread(memory.fileno(), 4096, stack)
+        for at in range(0, len(data), 8):
+            if int.from_bytes(data[at : at + 8], "little") in stale:
+                written += os.pwrite(memory.fileno(), word.to_bytes(8, "little"), stack + at)
+    assert written >= 16 * 8
+
+
+@pytest.mark.parametrize("cleared", [True, False], ids=["unwound", "nobody unwound"])
+def test_stale_words_of_stub_text_are_cleared_by_unwinding(world, cleared):
+    """A frame that never wrote all of itself may hold what the check routine's call left there."""
+    trees, patching = world.trees, world.patching
+    trees.run(0, "zp.p.fg")
+    trees.until_blocked(0)
+    patching.add("fix-2", call_trees.patch(2, "fgk"))
+    patching.apply("fix-2", until="arm")
+    bundle = patching.signed.store().bundle("fix-2")
+    (target,) = find_targets(bundle.patch.object, [trees.pid])
+    with open_process(backends.selected(), target) as process:
+        _overwrite_stale_words(trees, process.region.region.stub_text[0] + 64)
+    if not cleared:
+        world.monkeypatch.setattr("wfpatch.thread_stack.Threads.unwind", lambda *_: None)
+    trees.set("expect", 2)
+    report = patching.apply("fix-2", timeout=2)
+    assert report.state == ("patched" if cleared else "partial"), told(report)
+    # Rows become free in spite of it, too.
+    world.monkeypatch.setattr("wfpatch.rows.TIMEOUT", 1.0)
+    world.monkeypatch.setattr("wfpatch.rows.ROWS_NEEDED", 8)
+    if cleared:
+        trees.set("expect", 1)
+        patching.reverted("fix-2")
+        trees.set("expect", 2)
+        patching.patched("fix-2")
+        world.monkeypatch.setattr("wfpatch.thread_stack.Threads.unwind", lambda *_: None)
+        assert patching.revert("fix-2").reason == "generation_exhausted"
+    trees.go(0)
+    trees.until_blocked(0, 2)
     trees.assert_consistent()
 
 
