@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pathlib
 import re
+import subprocess
 
 import live_patching
 import pytest
@@ -56,6 +57,21 @@ def test_a_host_goes_on_without_it(play):
         assert len(FALLBACK.findall(run.output)) == 2, run.output
     again = play("install", wfpatch_kernel_service="auto")
     assert set(again.changed.values()) == {0}
+
+
+def test_the_oldest_ansible_core(play):
+    made = subprocess.run(
+        [live_patching.TOP / "setup/oldest_controller"], check=True, capture_output=True, text=True
+    )
+    run = play(
+        "install",
+        *("-vv", "--limit", "host01"),
+        commands=pathlib.Path(made.stdout.strip()) / "bin",
+        wfpatch_kernel_service="auto",
+    )
+    assert run.code == 0, run.output
+    assert "ansible-playbook [core 2.18." in run.output
+    assert len(FALLBACK.findall(run.output)) == 1, run.output
 
 
 def test_a_host_that_needs_it_fails(play):
