@@ -25,13 +25,14 @@ __attribute__((noinline)) int patched(int x)
 OLD_TURNS, NEW_TURNS = range(2)
 
 
-def measure(threads: int, policy: str, timeout: int) -> dict[str, Any]:
+def measure(threads: int, policy: str, timeout: int, backend: str) -> dict[str, Any]:
     """How the transition went within ``timeout`` seconds, and which code ran after it."""
     with running("contended", NEW, threads, counters=True) as program:
         time.sleep(0.5)
         before = program.word(OLD_TURNS)
         begun = time.perf_counter()
-        run = program.applier("apply", "--policy", policy, "--timeout", timeout)
+        options = ("--policy", policy, "--backend", backend, "--timeout", timeout)
+        run = program.applier("apply", *options)
         wall = time.perf_counter() - begun
         during = program.word(OLD_TURNS) + program.word(NEW_TURNS) - before
         report = run.result["processes"][0]
@@ -40,6 +41,7 @@ def measure(threads: int, policy: str, timeout: int) -> dict[str, Any]:
         return {
             "threads": threads,
             "policy": policy,
+            "backend": backend,
             "state": report["state"],
             "stragglers": len(report["threads"]["stragglers"]),
             "stops": report["stops_count"],

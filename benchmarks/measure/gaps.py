@@ -37,7 +37,7 @@ def _stops(report: dict[str, Any]) -> tuple[list[int], list[int]]:
     return injected, others
 
 
-def measure(threads: int, policy: str, runs: int) -> dict[str, Any]:
+def measure(threads: int, policy: str, runs: int, backend: str) -> dict[str, Any]:
     """Medians and maxima over ``runs`` applies (each reverted); times in microseconds."""
     with running("gaps", NEW, threads, counters=True) as program:
         quiet = _quiet(program, 2.0)
@@ -45,7 +45,7 @@ def measure(threads: int, policy: str, runs: int) -> dict[str, Any]:
         for _ in range(runs):
             _begin(program)
             begun = time.perf_counter()
-            run = program.applier("apply", "--policy", policy)
+            run = program.applier("apply", "--policy", policy, "--backend", backend)
             wall = (time.perf_counter() - begun) * 1e6
             gap = program.word(LONGEST_GAP) / 1e3
             if run.code:
@@ -64,12 +64,13 @@ def measure(threads: int, policy: str, runs: int) -> dict[str, Any]:
                     "stops": report["stops_count"],
                 }
             )
-            reverted = program.applier("revert")
+            reverted = program.applier("revert", "--backend", backend)
             if reverted.code:
                 raise RuntimeError(f"revert at {threads} threads: {reverted}")
         return {
             "threads": threads,
             "policy": policy,
+            "backend": backend,
             "runs": runs,
             "quiet_gap": quiet,
             "eintr": program.word(EINTR),
