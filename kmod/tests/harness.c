@@ -109,7 +109,7 @@ static int call(const unsigned char *function)
 
 struct shared *shared;
 
-enum kind { SLEEP, COMPUTE, HOT, STORM };
+enum kind { SLEEP, COMPUTE, HOT, VFORK, HANDLER, STORM };
 
 struct life {
 	unsigned int index;
@@ -129,9 +129,29 @@ static void *storm_child(void *unused)
 	return unused;
 }
 
+static void third_of_a_second(int unused)
+{
+	struct timespec time = { .tv_nsec = 333000000 };
+
+	(void)unused;
+	syscall(SYS_nanosleep, &time, NULL);
+}
+
+static void on_another_stack(void)
+{
+	static __thread char stack[32 << 10];
+	stack_t alternate = { .ss_sp = stack, .ss_size = sizeof(stack) };
+	struct sigaction action = { .sa_handler = third_of_a_second, .sa_flags = SA_ONSTACK };
+
+	sigaltstack(&alternate, NULL);
+	sigaction(SIGUSR1, &action, NULL);
+	raise(SIGUSR1);
+}
+
 static void *live(void *of)
 {
 	struct life life = *(struct life *)of;
+	unsigned long before = 0, base;
 
 	free(of);
 	atomic_store(&shared->tids[life.index], (int)syscall(SYS_gettid));
@@ -159,12 +179,27 @@ static void *live(void *of)
 			}
 			atomic_fetch_add(&shared->calls, 4000);
 			break;
+		case VFORK:
+			if (vfork() == 0) {
+				third_of_a_second(0);
+				_exit(0);
+			}
+			usleep(1000);
+			break;
+		case HANDLER:
+			on_another_stack();
+			usleep(1000);
+			break;
 		case STORM:
 			if (!pthread_create(&other, NULL, storm_child, NULL))
 				pthread_join(other, NULL);
 			break;
 		}
-		atomic_store(&shared->gs[life.index], read_gs_base());
+		base = read_gs_base();
+		if (base < before)
+			atomic_fetch_add(&shared->regressions, 1);
+		before = base;
+		atomic_store(&shared->gs[life.index], base);
 	}
 	return NULL;
 }
@@ -194,11 +229,15 @@ static void fork_storm(void)
 	}
 }
 
-pid_t start_victim(unsigned int sleepers, unsigned int computing, unsigned int hot,
-			  unsigned int storms, bool forks)
+pid_t start_victim(struct crowd crowd)
 {
-	unsigned int count = sleepers + computing + hot + storms, i;
+	const unsigned int numbers[] = { crowd.sleepers, crowd.computing, crowd.hot, crowd.vforks,
+					 crowd.handlers, crowd.storms };
+	unsigned int count = 0, i, j, index = 0;
 	pid_t pid;
+
+	for (i = 0; i <= STORM; i++)
+		count += numbers[i];
 
 	memset(shared, 0, sizeof(*shared));
 	fflush(NULL);
@@ -209,23 +248,22 @@ pid_t start_victim(unsigned int sleepers, unsigned int computing, unsigned int h
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
 		pthread_attr_init(&attributes);
 		pthread_attr_setstacksize(&attributes, 64 << 10);
-		for (i = 0; i < count; i++) {
-			struct life *life = malloc(sizeof(*life));
-			pthread_t thread;
+		for (i = 0; i <= STORM; i++) {
+			for (j = 0; j < numbers[i]; j++) {
+				struct life *life = malloc(sizeof(*life));
+				pthread_t thread;
 
-			life->index = i;
-			life->kind = i < sleepers			? SLEEP :
-				     i < sleepers + computing		? COMPUTE :
-				     i < sleepers + computing + hot	? HOT :
-									  STORM;
-			if (pthread_create(&thread, &attributes, live, life))
-				_exit(9);
+				life->index = index++;
+				life->kind = i;
+				if (pthread_create(&thread, &attributes, live, life))
+					_exit(9);
+			}
 		}
-		if (forks)
+		if (crowd.forks)
 			fork_storm();
 		while (!atomic_load(&shared->stop))
 			usleep(10000);
-		usleep(100000);
+		usleep(700000);
 		_exit(0);
 	}
 	for (i = 0; i < 60000 && atomic_load(&shared->ready) < (int)count; i++)
@@ -241,6 +279,8 @@ void end_victim(pid_t pid)
 	atomic_store(&shared->stop, 1);
 	CHECK(waitpid(pid, &status, 0) == pid && status == 0, "the victim ended with status %#x", status);
 	CHECK(!atomic_load(&shared->wrong), "%ld wrong calls", atomic_load(&shared->wrong));
+	CHECK(!atomic_load(&shared->regressions), "%ld threads went back",
+	      atomic_load(&shared->regressions));
 	CHECK(!atomic_load(&shared->children_failed), "%ld children failed",
 	      atomic_load(&shared->children_failed));
 }

@@ -60,6 +60,7 @@ struct shared {
 	atomic_long wrong;
 	atomic_long forks;
 	atomic_long children_failed;
+	atomic_long regressions; /* a GS base that became smaller */
 	atomic_int tids[THREADS_MOST];
 	atomic_ulong gs[THREADS_MOST];
 };
@@ -68,8 +69,18 @@ extern struct shared *shared;
 
 /* Maps what victims share with their test; false when there is no memory. */
 bool share(void);
-pid_t start_victim(unsigned int sleepers, unsigned int computing, unsigned int hot,
-		   unsigned int storms, bool forks);
+/* How many threads of each kind a victim has, beside its main thread. */
+struct crowd {
+	unsigned int sleepers;	/* asleep but for moments */
+	unsigned int computing;	/* one processor each, as far as there are any */
+	unsigned int hot;	/* in `one` and `two` all the time */
+	unsigned int vforks;	/* asleep in vfork for a third of a second, again and again */
+	unsigned int handlers;	/* in a signal handler on another stack, as long */
+	unsigned int storms;	/* making threads that end at once */
+	bool forks;		/* the main thread forks all the time; else it sleeps */
+};
+
+pid_t start_victim(struct crowd crowd);
 /* Asks the victim to end, and checks that it went well. */
 void end_victim(pid_t pid);
 

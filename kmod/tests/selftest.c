@@ -2,10 +2,10 @@
 /*
  * The kernel service asked through its uapi, on programs that this one starts: TAP on standard output.
  *
- *   selftest [--seconds N] [--rounds N] [--threads N] [NAME...]
+ *   selftest [--seconds N] [--rounds N] [--threads N] [--hogs N] [NAME...]
  *
  * As root, with the module loaded. --seconds or --rounds is how long the tests go on that could do so
- * for ever.
+ * for ever; --hogs how many threads compute for each processor.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -23,7 +23,7 @@
 
 #include "harness.h"
 
-static unsigned int seconds_each = 3, threads_each = 16;
+static unsigned int seconds_each = 3, threads_each = 16, hogs_each = 1;
 static long rounds_each;
 
 static void test_info(void)
@@ -71,7 +71,7 @@ static void test_attach(void)
 {
 	struct wfpatch_attach arguments = { .size = sizeof(arguments), .pid = 1 };
 	unsigned char longer[sizeof(arguments) + 8] = { 0 };
-	pid_t victim = start_victim(1, 0, 0, 0, false);
+	pid_t victim = start_victim((struct crowd){ .sleepers = 1 });
 	int device = open_device(), session, other;
 
 	session = attach(victim);
@@ -104,7 +104,7 @@ static void test_attach(void)
 
 static void test_permission(void)
 {
-	pid_t victim = start_victim(1, 0, 0, 0, false), pid;
+	pid_t victim = start_victim((struct crowd){ .sleepers = 1 }), pid;
 	int device = open_device(), session = attach(victim), status = 0;
 
 	CHECK(session >= 0, "attach gave %d", session);
@@ -160,7 +160,7 @@ static const char *protection_of(pid_t pid, unsigned long address)
 
 static void test_load(void)
 {
-	pid_t victim = start_victim(1, 1, 0, 0, false);
+	pid_t victim = start_victim((struct crowd){ .sleepers = 1, .computing = 1 });
 	int session = attach(victim);
 	struct wfpatch_map map = { .size = sizeof(map), .fd = -1, .address = 0x200000000000,
 				   .length = 3 * PAGE, .flags = WFPATCH_MAP_EXEC };
@@ -251,7 +251,7 @@ static void test_exec_and_exit(void)
 
 static void test_thread(void)
 {
-	pid_t victim = start_victim(2, 2, 0, 0, false);
+	pid_t victim = start_victim((struct crowd){ .sleepers = 2, .computing = 2 });
 	int session = attach(victim), i;
 	static unsigned char stack[256 << 10];
 
@@ -355,9 +355,14 @@ static struct wfpatch_list visit(int session, struct wfpatch_visit *arguments)
 static void test_visit(void)
 {
 	static struct wfpatch_stack stacks[THREADS_MOST];
-	unsigned int computing = threads_each / 4 + 1, storms = threads_each > 4 ? 2 : 0, i;
+	int processors = (int)sysconf(_SC_NPROCESSORS_ONLN);
+	unsigned int computing = hogs_each * processors < threads_each ? hogs_each * processors :
+									  threads_each / 2;
+	unsigned int storms = 2, specials = threads_each > 8 ? 2 : 0, i;
 	unsigned int sleepers = threads_each - computing, settled = sleepers + computing;
-	pid_t victim = start_victim(sleepers, computing, 0, storms, false);
+	pid_t victim = start_victim((struct crowd){ .sleepers = sleepers, .computing = computing,
+						     .vforks = specials, .handlers = specials,
+						     .storms = storms });
 	int session = attach(victim), event = eventfd(0, EFD_CLOEXEC);
 	struct wfpatch_visit arguments = { .size = sizeof(arguments), .eventfd = event,
 					   .deadline_ms = 20000, .flags = WFPATCH_VISIT_ONCE,
@@ -372,11 +377,11 @@ static void test_visit(void)
 	CHECK(list.n_threads >= settled + 1, "%u threads listed", list.n_threads);
 	for (i = 0; i < list.n_threads; i++)
 		seen += listed[i].reason == WFPATCH_REASON_STACK;
-	CHECK(seen + 2 * storms >= list.n_threads, "%u of %u seen", seen, list.n_threads);
+	CHECK(seen >= settled, "%u of %u seen", seen, list.n_threads);
 	CHECK(read(event, &count, 8) == 8 && count == 1, "the eventfd has %llu", count);
 	/* Some number that lies on no stack: all are clear, and are moved from row 0 to row 5. */
 	arguments.flags = WFPATCH_VISIT_MIGRATE;
-	arguments.deadline_ms = 3000;
+	arguments.deadline_ms = 10000;
 	arguments.n_stacks = stacks_of(victim, list.n_threads, stacks);
 	arguments.stacks = (uintptr_t)stacks;
 	arguments.from_rows = 1;
@@ -386,11 +391,14 @@ static void test_visit(void)
 	for (i = 0; i < list.n_threads; i++) {
 		clear += listed[i].state == WFPATCH_STATE_CLEAR;
 		moved += !!(listed[i].flags & WFPATCH_LISTED_MIGRATED);
+		CHECK(listed[i].state == WFPATCH_STATE_CLEAR || listed[i].reason,
+		      "thread %d is not clear, without a reason", listed[i].tid);
 	}
 	printf("# %u threads: %u clear, %u moved in %.1f ms\n", list.n_threads, clear, moved,
 	       1e3 * (now() - begun));
-	CHECK(clear + 2 * storms >= settled + 1, "%u of %u clear", clear, settled + 1);
-	CHECK(moved + 2 * storms >= settled + 1, "%u of %u moved", moved, settled + 1);
+	/* The others are in a storm, in vfork or in a handler; each that is not done has its reason. */
+	CHECK(clear >= settled + 1, "%u of %u clear", clear, settled + 1);
+	CHECK(moved >= settled + 1, "%u of %u moved", moved, settled + 1);
 	sleep(1);
 	for (i = 0; i < settled; i++)
 		CHECK(shared->gs[i] == 5 * WFPATCH_ROW_SIZE, "thread %u has GS base %#lx", i,
@@ -422,7 +430,7 @@ static void test_visit(void)
 
 static void test_poke_refused(void)
 {
-	pid_t victim = start_victim(1, 0, 0, 0, false);
+	pid_t victim = start_victim((struct crowd){ .sleepers = 1 });
 	int session = attach(victim);
 	struct wfpatch_poke pokes[2] = { poke_one(false), poke_two(false) };
 	struct wfpatch_arm arm = { .size = sizeof(arm), .pokes = (uintptr_t)pokes, .n_pokes = 2 };
@@ -457,7 +465,8 @@ static void test_poke_refused(void)
 static void test_poke_hot(void)
 {
 	int processors = (int)sysconf(_SC_NPROCESSORS_ONLN);
-	pid_t victim = start_victim(2, 0, processors + 1, 0, true);
+	pid_t victim = start_victim((struct crowd){ .sleepers = 2, .hot = processors + 1,
+						     .forks = true });
 	int session = attach(victim);
 	long traps = counter("breakpoints_met"), late = counter("breakpoints_met_late");
 	long rounds = 0, again = 0;
@@ -557,6 +566,8 @@ int main(int count, char **arguments)
 			seconds_each = atoi(arguments[1]);
 		else if (!strcmp(arguments[0], "--rounds"))
 			rounds_each = atol(arguments[1]);
+		else if (!strcmp(arguments[0], "--hogs"))
+			hogs_each = atoi(arguments[1]);
 		else if (!strcmp(arguments[0], "--threads"))
 			threads_each = atoi(arguments[1]);
 	}

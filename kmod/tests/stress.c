@@ -268,7 +268,7 @@ static void *contend(void *unused)
 static void test_concurrent(void)
 {
 	pthread_t threads[6];
-	pid_t victim = start_victim(8, 1, 0, 1, false);
+	pid_t victim = start_victim((struct crowd){ .sleepers = 8, .computing = 1, .storms = 1 });
 	long refused = 0;
 	double until = now() + (double)seconds_each / 2;
 	unsigned int i;
@@ -329,7 +329,7 @@ static const unsigned long all_requests[] = {
 
 static void test_nonsense(void)
 {
-	pid_t victim = start_victim(4, 1, 0, 0, false);
+	pid_t victim = start_victim((struct crowd){ .sleepers = 4, .computing = 1 });
 	int device = open_device(), session = attach(victim);
 	double until = now() + seconds_each;
 	long requests = 0, accepted = 0;

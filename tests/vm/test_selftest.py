@@ -44,14 +44,11 @@ def test_processors(boot: Booter, series: str, append: str, cpus: int) -> None:
         ask(made, "--seconds", 10, "--threads", 64)
 
 
-@pytest.mark.parametrize("threads", [8, 64, 512])
-def test_threads(vm: Machine, threads: int) -> None:
-    ask(vm, "--threads", threads, "visit", "nothing_left", timeout=600)
-
-
-@pytest.mark.slow
-def test_four_thousand_threads(vm: Machine) -> None:
-    ask(vm, "--threads", 4000, "visit", "nothing_left", timeout=1800)
+@pytest.mark.parametrize("hogs", [1, 16])
+@pytest.mark.parametrize("threads", [8, 64, 512, pytest.param(4000, marks=pytest.mark.slow)])
+def test_threads(vm: Machine, threads: int, hogs: int) -> None:
+    """Some compute, the rest sleep, make others, or are in vfork or on another stack."""
+    ask(vm, "--threads", threads, "--hogs", hogs, "visit", "nothing_left", timeout=1800)
 
 
 @pytest.mark.parametrize("rounds", [500, pytest.param(20_000, marks=pytest.mark.slow)])
