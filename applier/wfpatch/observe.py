@@ -361,6 +361,8 @@ class HeldRow:
                 row = row_of(self._process, stopped.registers.gs_base, sight.task.tid)
                 held_row = row in self._held
                 inside = (*watch.old, *watch.pending) if held_row else watch.pending
+                if not held_row and not words_inside_thread(thread, inside):
+                    return True
                 if self._is_free(thread, stopped, inside, sight.visits > 1):
                     if held_row:
                         stopped.set_gs_base(self._target * 4096)
