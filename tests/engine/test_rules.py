@@ -68,12 +68,12 @@ class World:
     patching: Patching
     monkeypatch: Any
 
-    def begin(self, functions: str, version: int = 2, **definitions: str) -> None:
+    def begin(self, functions: str, version: int = 2, timeout: int = 1, **definitions: str) -> None:
         """Apply a version; threads in old code may keep it open."""
         name = f"fix-{version}"
         self.patching.add(name, call_trees.patch(version, functions, **definitions))
         self.trees.set("expect", version)
-        self.patching.apply(name, timeout=1)
+        self.patching.apply(name, timeout=timeout)
 
     def wake(self, thread: int = 0) -> None:
         """Let the thread go on to the end of its script, if it still can."""
@@ -242,7 +242,7 @@ def entered_after_seen(world: World) -> list[str]:
     trees.run(1, "fp")
     trees.until_blocked(1)
     between_sweeps(world.monkeypatch, [enter])
-    world.begin("fgk")
+    world.begin("fgk", timeout=10)
     world.wake()
     return trees.trace(0)
 
@@ -460,7 +460,7 @@ def test_who_is_held_is_cleared_by_unwinding(world, cleared):
     trees.run(1, "fp")
     trees.until_blocked(1)
     between_sweeps(world.monkeypatch, [decline])
-    world.begin("fgk")
+    world.begin("fgk", timeout=10 if cleared else 1)
     report = world.patching.status()
     assert report.state == ("patched" if cleared else "partial"), told(report)
     world.wake()
@@ -500,16 +500,16 @@ def test_stale_words_of_stub_text_are_cleared_by_unwinding(world, cleared):
     if not cleared:
         world.monkeypatch.setattr("wfpatch.thread_stack.Threads.unwind", lambda *_: None)
     trees.set("expect", 2)
-    report = patching.apply("fix-2", timeout=2)
+    report = patching.apply("fix-2", timeout=10 if cleared else 1)
     assert report.state == ("patched" if cleared else "partial"), told(report)
     # Rows become free in spite of it, too.
-    world.monkeypatch.setattr("wfpatch.rows.TIMEOUT", 1.0)
     world.monkeypatch.setattr("wfpatch.rows.ROWS_NEEDED", 8)
     if cleared:
         trees.set("expect", 1)
         patching.reverted("fix-2")
         trees.set("expect", 2)
         patching.patched("fix-2")
+        world.monkeypatch.setattr("wfpatch.rows.TIMEOUT", 1.0)
         world.monkeypatch.setattr("wfpatch.thread_stack.Threads.unwind", lambda *_: None)
         assert patching.revert("fix-2").reason == "generation_exhausted"
     trees.go(0)
@@ -530,7 +530,7 @@ def test_a_displaced_call_is_unwound_through(world, known):
     trees.until_blocked(0)
     trees.set("expect", 3)
     world.patching.add("fix-3", call_trees.patch(3, "fgk"))
-    report = world.patching.apply("fix-3", timeout=1)
+    report = world.patching.apply("fix-3", timeout=10 if known else 1)
     assert report.state == ("patched" if known else "partial"), told(report)
     world.wake()
     world.patching.patched("fix-3")
@@ -555,7 +555,7 @@ def _forked_in_the_middle(start: Any, directory: Path, monkeypatch: Any) -> tupl
     trees.until_blocked(1)
     between_sweeps(monkeypatch, [fork])
     trees.set("expect", 2)
-    result = patching.everywhere("fix-2", timeout=1)
+    result = patching.everywhere("fix-2", timeout=3)
     return trees, result, trees.report()["last_child"]
 
 
