@@ -15,6 +15,8 @@ from wfpatch.libc import same_memory
 _PF_EXITING = 0x4
 _PF_IO_WORKER = 0x10
 _PF_KTHREAD = 0x200000
+#: How often the threads of a process are listed until two listings are equal.
+LISTINGS = 1000
 
 
 @dataclass(frozen=True)
@@ -148,12 +150,29 @@ def status_fields(tgid: int, tid: int, *names: str) -> tuple[str, ...] | None:
     return tuple(found)
 
 
-def thread_ids(tgid: int) -> list[int]:
-    """All thread ids of a process, ascending; empty when it is gone."""
+def _listed(tgid: int) -> set[int]:
     try:
-        return sorted(int(name) for name in os.listdir(f"/proc/{tgid}/task"))
+        return {int(name) for name in os.listdir(f"/proc/{tgid}/task")}
     except (FileNotFoundError, ProcessLookupError):
-        return []
+        return set()
+
+
+def thread_ids(tgid: int) -> list[int]:
+    """All thread ids of a process, ascending; empty when it is gone.
+
+    A listing of /proc/TGID/task may leave out living threads: it ends early when the thread that it
+    told of last ends at that moment, and goes on by counting, from a place that has moved
+    (next_tid() and first_tid(), fs/proc/base.c). The thread that ended was told of, and the next
+    listing does not have it: so of two equal listings in a row the first left nobody out. Where
+    threads come and go too fast for that, all that were told of are taken together.
+    """
+    every = before = _listed(tgid)
+    for _ in range(LISTINGS):
+        now = _listed(tgid)
+        if now == before:
+            return sorted(now)
+        every, before = every | now, now
+    return sorted(every)
 
 
 class SharingProcesses:
@@ -169,23 +188,19 @@ class SharingProcesses:
         self._pid = pid
         self._sharing: set[int] = set()
         self._others: set[int] = set()
-        self._newest = b""
 
     def current(self) -> list[int]:
         """The process ids that share the address space now, this one first."""
-        # The last field of loadavg is the pid given out last: unchanged means nobody was born.
-        loadavg = read_proc("/proc/loadavg") or b""
-        newest = loadavg.split()[-1] if loadavg else b""
+        # Read anew each time: that no id was given out since tells nothing of a child whose id was
+        # given out before, and which is not there yet (copy_process(), kernel/fork.c).
+        listed = {int(name) for name in os.listdir("/proc") if name.isdigit()}
         members, self._sharing = self._sharing, set()
         for pid in members:
             self._classify(pid)
-        if not newest or newest != self._newest:
-            listed = {int(name) for name in os.listdir("/proc") if name.isdigit()}
-            # An id that is free may be given to a process that shares.
-            self._others &= listed
-            for pid in listed - {self._pid}:
-                self._classify(pid)
-            self._newest = newest
+        # An id that is free may be given to a process that shares.
+        self._others &= listed
+        for pid in listed - {self._pid}:
+            self._classify(pid)
         return [self._pid, *sorted(self._sharing)]
 
     def _classify(self, pid: int) -> None:

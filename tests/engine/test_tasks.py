@@ -11,7 +11,14 @@ import pytest
 from wfpatch import tasks
 from wfpatch.errors import Failed, Refused
 from wfpatch.syscalls import NR_EPOLL_WAIT
-from wfpatch.tasks import SharingProcesses, list_tasks, look, read_stat, status_fields
+from wfpatch.tasks import (
+    SharingProcesses,
+    list_tasks,
+    look,
+    read_stat,
+    status_fields,
+    thread_ids,
+)
 
 
 def asleep(tid):
@@ -62,6 +69,39 @@ def test_those_born_later_are_found_by_the_same_search(program, start):
     assert sharing.current() == [process.pid]
     first = int(process.ask("clone"))
     assert sharing.current() == [process.pid, first]
+
+
+def _missed(process, listed, seconds=6.0, wanted=0):
+    """(listings, those that left a thread out that was alive before and after)."""
+    number = missed = 0
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and (not wanted or missed < wanted):
+        before = set(process.ask("marked").split())
+        found = {str(tid) for tid in listed(process.pid)}
+        after = set(process.ask("marked").split())
+        number += 1
+        missed += bool((before & after) - found)
+    return number, missed
+
+
+def test_no_thread_is_left_out_where_others_end(program, start):
+    number, missed = _missed(start(program("listed_threads"), 2), thread_ids)
+    assert number > 100
+    assert missed == 0
+
+
+def test_one_listing_leaves_threads_out(program, start):
+    """Why one is not enough: the kernel's own listing, in which a thread ends."""
+    process = start(program("listed_threads"), 2)
+    _, missed = _missed(process, lambda pid: os.listdir(f"/proc/{pid}/task"), 60.0, wanted=1)
+    assert missed == 1
+
+
+def test_threads_that_come_and_go_too_fast_are_taken_together(monkeypatch):
+    listings = iter([{1, 2}, {1, 3}, {1, 4}])
+    monkeypatch.setattr(tasks, "_listed", lambda _: next(listings))
+    monkeypatch.setattr(tasks, "LISTINGS", 2)
+    assert thread_ids(1) == [1, 2, 3, 4]
 
 
 def test_those_that_execute_a_program_no_longer_share(program, start):
