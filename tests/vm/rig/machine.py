@@ -216,6 +216,8 @@ fleet:
       ansible_ssh_common_args: >-
         -F {place / "ssh_config"} -o HostKeyAlias=vm
         -o UserKnownHostsFile={place / "known_hosts"} -o StrictHostKeyChecking=yes
+      # Emulated, beside other work: nothing answers at once.
+      ansible_timeout: 180
       ansible_python_interpreter: /usr/bin/python3
 """
     )
