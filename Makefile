@@ -94,7 +94,7 @@ test-fleet: collection ## Playbooks on SSH hosts in namespaces, with real servic
 .PHONY: test-vm
 test-vm: collection ## The kernel service in a virtual machine with Debian 12's kernel
 	@setup/virtual_machines
-	$(PYTEST) tests/vm
+	$(PYTEST) $(addprefix tests/vm/test_, rig.py selftest.py services.py kernel_service.py engine.py)
 
 .PHONY: test-kernels
 test-kernels: collection ## The kernel service: built for all kernels, and all its tests on each of them
