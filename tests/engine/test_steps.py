@@ -15,7 +15,9 @@ import wfpatch
 PACKAGE = Path(wfpatch.__file__).parent
 PTRACE = PACKAGE / "backend" / "ptrace_requests.py"
 MEMORY = PACKAGE / "memory.py"
+KERNEL = PACKAGE / "backend" / "kernel_requests.py"
 WRITES = ("write", "pwrite", "pwritev", "sendfile", "splice")
+HARMLESS = ("INFO", "ATTACH", "CANCEL", "LIST")
 FORBIDDEN = {
     # by number as well as by name: include/uapi/linux/ptrace.h
     "ATTACH": 16,
@@ -56,6 +58,8 @@ def violations(path, text):
         if isinstance(node, ast.Attribute):
             if node.attr in ("ptrace", "process_vm_writev") and path != PTRACE:
                 found.append(f"{name}:{node.lineno} {node.attr}")
+            if node.attr == "ioctl" and path != KERNEL:
+                found.append(f"{name}:{node.lineno} {node.attr}")
             of_os = isinstance(node.value, ast.Name) and node.value.id == "os"
             if of_os and node.attr in WRITES and path == MEMORY and id(node) not in passed:
                 found.append(f"{name}:{node.lineno} {node.attr} outside of step()")
@@ -80,6 +84,7 @@ def test_nothing_touches_a_process_but_through_step(path):
         "import ctypes\nctypes.CDLL(None).ptrace(17, 1, 0, 0)\n",
         "from wfpatch.libc import C\nC.process_vm_writev(1)\n",
         "f = open('/proc/1/mem', 'wb')\n",
+        "import fcntl\nfcntl.ioctl(3, 1)\n",
         "f = open(f'/proc/{pid}/mem', 'wb')\n",
     ],
 )
@@ -105,6 +110,21 @@ def test_ptrace_requests_calls_ptrace_through_step_only():
         and any(isinstance(a, ast.Name) and a.id == "_ptrace" for a in node.args)
     ]
     assert len(stepped) == 2  # _request, and PEEKDATA with its own way of reporting errors
+
+
+def test_the_kernel_services_requests_that_change_something_pass_step(monkeypatch):
+    from wfpatch.backend import kernel_requests
+
+    passed = []
+    monkeypatch.setattr(
+        kernel_requests, "step", lambda name, function, *arguments: passed.append(name) or 0
+    )
+    monkeypatch.setattr(kernel_requests.fcntl, "ioctl", lambda *arguments: 0)
+    names = ("INFO", "ATTACH", "LOAD", "UNLOAD", "ARM", "VISIT", "CANCEL", "LIST", "THREAD")
+    for name in names:
+        kernel_requests.request(3, getattr(kernel_requests, name), kernel_requests.Info())
+    # What only asks, or begins and ends a visit, changes nothing.
+    assert passed == [f"kernel {name.lower()}" for name in names if name not in HARMLESS]
 
 
 def test_no_deadly_request_is_there():
