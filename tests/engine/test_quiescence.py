@@ -157,10 +157,17 @@ class Sleepers:
     def copy(self, number: int = 0) -> StackCopy | None:
         bounds = self.descriptors.bounds(self.tids[number])
         assert bounds is not None
-        seen = self.look(number)
-        return copy_sleeper(
-            seen, self.memory, (bounds.low, bounds.high), lambda: look(self.pid, self.tids[number])
-        )
+        for _ in range(5):
+            # On a busy machine the first look may see the last of its way to sleep.
+            copy = copy_sleeper(
+                self.look(number),
+                self.memory,
+                (bounds.low, bounds.high),
+                lambda: look(self.pid, self.tids[number]),
+            )
+            if copy is not None:
+                return copy
+        return None
 
     def old_word(self, name: str, number: int = 0) -> Hit | None:
         copy = self.copy(number)
