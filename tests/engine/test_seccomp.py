@@ -297,6 +297,29 @@ def test_the_thread_without_the_filter_is_used(program, start):
     assert process.alive()
 
 
+def test_a_thread_that_does_not_stop_at_once_is_asked_again(program, start, monkeypatch):
+    process = start(program("seccomp_filter"), "allow")
+    session = open_session(process.pid)
+    stops = iter([False, False, True])
+
+    def visit(self, tid, purpose):
+        if not next(stops, True):
+            raise Failed("thread_unstoppable", f"thread {tid} did not stop")
+        return original(self, tid, purpose)
+
+    original = PtraceSession.visit
+    monkeypatch.setattr(PtraceSession, "visit", visit)
+    session.check()
+    session = open_session(process.pid)
+    stops = iter([False, False, True])
+    assert session.seccomp(process.pid).mode == 2
+    session = open_session(process.pid)
+    stops = iter([False] * 3)
+    monkeypatch.setattr("wfpatch.backend.ptrace.FILTER_TIMEOUT", 0)
+    with pytest.raises(Failed, match="did not stop"):
+        session.seccomp(process.pid)
+
+
 def test_without_the_right_to_read_filters(program, start, monkeypatch):
     process = start(program("seccomp_filter"), "allow")
     session = open_session(process.pid)

@@ -32,6 +32,7 @@ from wfpatch.xstate import XStateLayout, layout_of_this_host
 VISIT_TIMEOUT = 0.25
 ATTEMPT_TIMEOUT = 1.0
 CALL_TIMEOUT = 10.0
+FILTER_TIMEOUT = 5.0
 # How many threads are looked at before one is chosen: so many that suit best, or that are usable.
 # Where all of those turn out unsuitable, the others follow.
 _BEST_ENOUGH = 4
@@ -75,19 +76,33 @@ class PtraceSession(ProcessView):
         self._find_code()
         if any(mode == 0 for mode in modes.values()):
             return
-        refusal = None
-        for task in listed:
-            refusal = self._forbidden(task.tid, calls or USUAL_CALLS)
+        deadline = time.monotonic() + FILTER_TIMEOUT
+        while True:
+            refusal = None
+            for task in listed:
+                refusal = self._forbidden(task.tid, calls or USUAL_CALLS)
+                if refusal is None:
+                    return
             if refusal is None:
                 return
-        if refusal is not None:
-            raise refusal
+            if refusal.reason != "thread_unstoppable" or time.monotonic() >= deadline:
+                raise refusal
 
     def seccomp(self, tid: int) -> SeccompState:
-        """The seccomp state of a task; reading a filter takes one stop.
+        """The seccomp state of a task; reading a filter takes one stop, which on a busy machine may
+        have to be asked for again.
 
         Raises Refused("no_permission") without CAP_SYS_ADMIN, and as visit() does.
         """
+        deadline = time.monotonic() + FILTER_TIMEOUT
+        while True:
+            try:
+                return self._read_seccomp(tid)
+            except Failed as error:
+                if error.reason != "thread_unstoppable" or time.monotonic() >= deadline:
+                    raise
+
+    def _read_seccomp(self, tid: int) -> SeccompState:
         fields = tasks.status_fields(self._owner(tid), tid, "Seccomp", "Seccomp_filters")
         if fields is None:
             raise Failed("thread_gone", f"thread {tid} has ended", pid=self.pid, tid=tid)
@@ -120,7 +135,7 @@ class PtraceSession(ProcessView):
 
     def _forbidden(self, tid: int, calls: Sequence[SystemCall]) -> Refused | None:
         try:
-            state = self.seccomp(tid)
+            state = self._read_seccomp(tid)
         except Failed as error:
             return Refused(error.reason, error.message, **error.result)
         found = state.first_forbidden([*calls, rt_sigreturn()])
