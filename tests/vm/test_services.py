@@ -62,7 +62,7 @@ def service(vm: Machine, name: str) -> Iterator[int]:
 def load(vm: Machine, name: str) -> Iterator[dict[str, Any]]:
     """Checked load for the duration of the block; the dictionary has the verdict afterwards."""
     vm.put(load_client.build(), "/usr/local/bin/load")
-    words = ("load", "--rate", "100", "--seconds", "1500", "--timeout", "60", name)
+    words = ("load", "--rate", "50", "--seconds", "1500", "--timeout", "60", name)
     client = subprocess.Popen(vm.ssh(*words), stdout=subprocess.PIPE, text=True)
     verdict: dict[str, Any] = {}
     try:
@@ -132,7 +132,7 @@ def test_patched_reverted_and_patched_again(
         )
     print(name, verdict, seen)
     assert seen["events"] == [] and seen["stopped"] == 0, seen
-    assert seen["samples"] > 1000, seen
+    assert seen["samples"] > 500, seen
     assert verdict["verdict"] == "pass", verdict
     assert [verdict[kind] for kind in ("wrong", "lost", "interrupted")] == [0, 0, 0]
     assert verdict["answered"] == verdict["requests"] > 100

@@ -5,7 +5,7 @@
     watching_tracer.py PID    "ready N" once N threads are traced; at end of input a line of JSON
 
 While it traces, nobody else can; a signal that is sent to a thread stops it for the tracer to see,
-and so does a job-control stop. Threads' states are sampled besides, each millisecond: `stopped`
+and so does a job-control stop. Threads' states are sampled besides, a hundred times a second: `stopped`
 counts those seen in T or t.
 """
 
@@ -70,7 +70,7 @@ def main() -> None:
             with contextlib.suppress(OSError):
                 samples += 1
                 stopped += state(pid, tid) in "Tt"
-        time.sleep(0.001)
+        time.sleep(0.01)
     print(json.dumps({"events": events[:20], "samples": samples, "stopped": stopped}), flush=True)
 
 
