@@ -5,8 +5,8 @@
     watching_tracer.py PID    "ready N" once N threads are traced; at end of input a line of JSON
 
 While it traces, nobody else can; a signal that is sent to a thread stops it for the tracer to see,
-and so does a job-control stop. Threads' states are sampled besides, a hundred times a second: `stopped`
-counts those seen in T or t.
+and so does a job-control stop. Threads' states are sampled besides, a hundred times a second:
+`stopped` counts those seen in T or t.
 """
 
 from __future__ import annotations
