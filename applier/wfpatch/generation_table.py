@@ -201,19 +201,27 @@ def start(transition: Transition) -> list[Step]:
 
 
 def _finish(transition: Transition, index: int, rows: Sequence[int]) -> list[Step]:
+    """Rows take the target's code, each at one store: that of its descriptor.
+
+    As long as the row has one, its slots lead to the check, and nobody reads its plain cells; from
+    then on they are what the slots behind the check mean, and the slots may follow one by one. Were
+    a slot stored first, a thread could run new code in the row, come to a slot that still leads to
+    the check, decline because of a stale word, and run old code within the new. In a process forked
+    at that moment there is nobody to store the rest, ever.
+    """
     steps: list[Step] = []
     for row in rows:
-        for move in transition.moves:
-            steps += [
-                Store(move.region.dispatch_cell(row, slot), move.target[slot])
-                for slot in sorted(move.target)
-            ]
         for move in transition.moves:
             steps += [
                 Store(move.region.plain_cell(row, slot), move.target[slot])
                 for slot in sorted(move.target)
             ]
         steps += [Store(move.region.descriptor_cell(row), 0) for move in transition.moves]
+        for move in transition.moves:
+            steps += [
+                Store(move.region.dispatch_cell(row, slot), move.target[slot])
+                for slot in sorted(move.target)
+            ]
     return steps
 
 

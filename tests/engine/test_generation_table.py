@@ -219,6 +219,47 @@ def test_finish_leads_everyone_to_the_target():
                 assert model.words[region.plain_cell(row, slot)] == moves[region.base].target[slot]
 
 
+def calls(model, move, row, under, depth):
+    """The versions that nested calls run, each as a tuple from the outermost in.
+
+    A thread may always decline, since a stale word may lie on its stack; it migrates only with no
+    old frame below.
+    """
+    if not depth:
+        yield ()
+        return
+    region = move.region
+    for slot in SLOTS:
+        kind, address = model.enter(region, row, slot)
+        ways = {row: address} if kind == "code" else model.check(region, row, slot)
+        for end, code in ways.items():
+            version = "new" if code == move.target[slot] else "old"
+            if kind == "thunk" and version == "new" and end != row and "old" in under:
+                continue
+            for inner in calls(model, move, end, (*under, version), depth - 1):
+                yield (version, *inner)
+
+
+def test_a_finish_that_is_never_completed_mixes_nothing():
+    """Whoever forks in the middle of a finish leaves a child whose table stays like that."""
+    model = Model()
+    plan = simple()
+    # One object is patched at a time: the other region's code stays.
+    still = dataclasses.replace(plan.moves[1], target=old_code(plan.moves[1].region))
+    plan = dataclasses.replace(plan, moves=(plan.moves[0], still))
+    model.apply(start(plan))
+    seen = set()
+
+    def watch():
+        for versions in calls(model, plan.moves[0], 0, (), 3):
+            assert len(set(versions)) == 1, versions
+            seen.update(versions)
+
+    watch()
+    model.apply(finish_rows(plan), watch)
+    assert seen == {"old", "new"}
+
+
 def test_a_finished_row_never_spins():
     """Between any two stores of a finish, a thread in the thunk gets to code, not to the thunk."""
     model = Model()
