@@ -293,6 +293,7 @@ class HeldRow:
         self._held = {source.held_row for source in note.sources if source.held_row is not None}
         self._target = note.target_row
         self._clear: set[Key] = set()
+        self._exact = False
         self.sights: dict[Key, Sight] = {}
 
     def never_entered(self) -> bool:
@@ -302,6 +303,9 @@ class HeldRow:
     def sweep(self, exact: bool) -> bool:
         """Whether every task was seen outside the held rows and stub text since the last sweep of
         source rows. ``exact`` reads each task's GS base in a stop."""
+        if exact and not self._exact:
+            self._begin_exactly()
+        self._exact = exact
         while True:
             tasks = self._process.session.tasks()
             news = [t for t in tasks if (t.tid, t.start_time) not in self._clear]
@@ -322,6 +326,11 @@ class HeldRow:
                     self.sights.pop(key, None)
             if self.sights:
                 return False
+
+    def _begin_exactly(self) -> None:
+        """Who was cleared while nobody had entered a held row may have been in one by then: a task
+        that was in the check routine when the source rows were finished."""
+        self._clear.clear()
 
     def _survey(self) -> dict[Key, Surveyed]:
         """All tasks at once, where the backend can: those in a held row are moved if they may."""

@@ -25,6 +25,7 @@ tasks are seen after the last slot is a self-check    entered_after_seen   seen_
 who declines goes to the held row                     declined_after_seen  no_held_row
 the held row changes only when nobody is in it        declined_after_seen  held_row_unseen
 ... and who enters it is counted                      declined_after_seen  held_row_uncounted
+... also after the others were looked at              entered_late         cleared_for_good
 tasks are all that share the memory: vfork            vfork                listed_threads_only
 ... CLONE_VM                                          clone_vm             listed_threads_only
 tasks born meanwhile are observed                     born_meanwhile       nobody_is_born
@@ -58,6 +59,7 @@ from wfpatch.backend.stops import Tracee
 from wfpatch.discovery import find_targets
 from wfpatch.live_process import open_process
 from wfpatch.live_region import LiveRegion
+from wfpatch.observe import HeldRow
 
 
 @dataclass
@@ -247,6 +249,42 @@ def entered_after_seen(world: World) -> list[str]:
     return trees.trace(0)
 
 
+def entered_late(world: World) -> list[str]:
+    """Thread 0 is in the check routine when the source rows are finished, and then declines: by
+    then the sweep has begun that believes the held row to be empty."""
+    trees = world.trees
+    steppers = []
+    sweep = HeldRow.sweep
+
+    def enter() -> None:
+        trees.run(0, "pzfpg")
+        trees.until_blocked(0)
+        stepper = Stepper(trees.tid(0))
+        stepper.__enter__()
+        trees.go(0)
+        stepper.run_to(_entries(trees.pid)["f"])
+        for _ in range(40):
+            stepper.step()
+        steppers.append(stepper)
+        trees.go(1)
+        trees.until_idle(1)
+
+    def late(self: HeldRow, exact: bool) -> bool:
+        if steppers:
+            assert not exact
+            steppers.pop().__exit__()
+            trees.until_blocked(0, 2)
+        return sweep(self, exact)
+
+    world.monkeypatch.setattr(HeldRow, "sweep", late)
+    trees.run(1, "fp")
+    trees.until_blocked(1)
+    between_sweeps(world.monkeypatch, [enter])
+    world.begin("fgk", timeout=3)
+    world.wake()
+    return trees.trace(0)
+
+
 def vfork(world: World) -> list[str]:
     """Only vfork's child is in old code, on its parent's stack beneath the parent's frames."""
     world.patching.add("fix-2", call_trees.patch(2, "fgk"))
@@ -335,6 +373,7 @@ SCENARIOS: tuple[tuple[Scenario, str, tuple[faults.Fault, ...]], ...] = (
         "f1 g1 k1",
         (faults.no_held_row, faults.held_row_unseen, faults.held_row_uncounted),
     ),
+    (entered_late, "f1 g1", (faults.cleared_for_good,)),
     (vfork, "f1 g1", (faults.listed_threads_only,)),
     (clone_vm, "f1 g1", (faults.listed_threads_only,)),
     (born_meanwhile, "f1 g1", (faults.nobody_is_born,)),

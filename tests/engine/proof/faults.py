@@ -265,6 +265,11 @@ def held_row_uncounted(monkeypatch: Any) -> None:
     monkeypatch.setattr(wfpatch.observe.HeldRow, "never_entered", lambda _: True)
 
 
+def cleared_for_good(monkeypatch: Any) -> None:
+    """Who was cleared before anybody was counted into the held row stays so."""
+    monkeypatch.setattr(wfpatch.observe.HeldRow, "_begin_exactly", lambda _: None)
+
+
 def children_of_the_process_ignored(monkeypatch: Any) -> None:
     """Who was forked while the process was patched is not looked for."""
     monkeypatch.setattr(wfpatch.host, "MAX_ROUNDS", 1)
