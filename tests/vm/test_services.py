@@ -29,6 +29,8 @@ RECIPES = {
     "memcached": ("memcached-meta-debug-exptime", "memcached-incr-large-number"),
 }
 UNITS = {"redis": "redis-server", "memcached": "memcached"}
+#: Else redis saves in children of its own, whose ends are signals that nobody else sent.
+QUIET = {"redis": "redis-cli config set save ''", "memcached": "true"}
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +53,7 @@ def bundles(signer: Signer, tmp_path_factory: pytest.TempPathFactory) -> dict[st
 @contextlib.contextmanager
 def service(vm: Machine, name: str) -> Iterator[int]:
     """The packaged service, started by its unit; its pid."""
-    vm.run(f"systemctl restart {UNITS[name]}")
+    vm.run(f"systemctl restart {UNITS[name]} && sleep 2 && {QUIET[name]}")
     try:
         yield int(vm.run(f"systemctl show --property MainPID --value {UNITS[name]}").stdout)
     finally:
@@ -63,34 +65,33 @@ def load(vm: Machine, name: str) -> Iterator[dict[str, Any]]:
     """Checked load for the duration of the block; the dictionary has the verdict afterwards."""
     vm.put(load_client.build(), "/usr/local/bin/load")
     words = ("load", "--rate", "50", "--seconds", "1500", "--timeout", "60", name)
-    client = subprocess.Popen(vm.ssh(*words), stdout=subprocess.PIPE, text=True)
     verdict: dict[str, Any] = {}
-    try:
-        yield verdict
-    finally:
-        vm.run("kill -TERM $(pgrep -x load)", check=False)
-        verdict.update(json.loads(client.communicate(timeout=120)[0]))
+    with subprocess.Popen(vm.ssh(*words), stdout=subprocess.PIPE, text=True) as client:
+        try:
+            yield verdict
+        finally:
+            vm.run("kill -TERM $(pgrep -x load)", check=False)
+            verdict.update(json.loads(client.communicate(timeout=120)[0]))
 
 
 @contextlib.contextmanager
 def tracer(vm: Machine, pid: int) -> Iterator[dict[str, Any]]:
     """A tracer of all threads for the duration of the block, and what it saw of them."""
     vm.put(HERE / "watching_tracer.py", "/usr/local/bin/watching_tracer")
-    witness = subprocess.Popen(
+    seen: dict[str, Any] = {}
+    with subprocess.Popen(
         vm.ssh("sudo", "-n", "watching_tracer", str(pid)),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-    )
-    seen: dict[str, Any] = {}
-    assert witness.stdin and witness.stdout
-    try:
-        assert witness.stdout.readline().startswith("ready ")
-        yield seen
-    finally:
-        witness.stdin.close()
-        seen.update(json.loads(witness.stdout.readline() or "{}"))
-        witness.wait(timeout=60)
+    ) as witness:
+        assert witness.stdin and witness.stdout
+        try:
+            assert witness.stdout.readline().startswith("ready ")
+            yield seen
+        finally:
+            witness.stdin.close()
+            seen.update(json.loads(witness.stdout.readline() or "{}"))
 
 
 def steps_of(run: live_patching.Run) -> list[dict[str, Any]]:
