@@ -330,9 +330,42 @@ void check_nothing_left(void)
 		CHECK(counter(now_files[i]) == 0, "%s is %ld", now_files[i], counter(now_files[i]));
 }
 
-bool share(void)
+/* Maps what victims share with their test. */
+static bool share(void)
 {
 	shared = mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1,
 		      0);
 	return shared != MAP_FAILED;
+}
+
+static bool is_wanted(const char *name, int n_names, char **names)
+{
+	int i;
+
+	for (i = 0; i < n_names; i++)
+		if (!strcmp(names[i], name))
+			return true;
+	return !n_names;
+}
+
+int run_tests(const struct test *tests, unsigned int n_tests, int n_names, char **names)
+{
+	unsigned int i, number = 0, failed = 0;
+
+	if (!share())
+		return 2;
+	setvbuf(stdout, NULL, _IOLBF, 0);
+	for (i = 0; i < n_tests; i++) {
+		double begun = now();
+
+		if (!is_wanted(tests[i].name, n_names, names))
+			continue;
+		failures = 0;
+		tests[i].run();
+		failed += !!failures;
+		printf("%s %u %s # %.2f s\n", failures ? "not ok" : "ok", ++number, tests[i].name,
+		       now() - begun);
+	}
+	printf("1..%u\n", number);
+	return !number || failed ? 1 : 0;
 }

@@ -67,8 +67,6 @@ struct shared {
 
 extern struct shared *shared;
 
-/* Maps what victims share with their test; false when there is no memory. */
-bool share(void);
 /* How many threads of each kind a victim has, beside its main thread. */
 struct crowd {
 	unsigned int sleepers;	/* asleep but for moments */
@@ -83,5 +81,13 @@ struct crowd {
 pid_t start_victim(struct crowd crowd);
 /* Asks the victim to end, and checks that it went well. */
 void end_victim(pid_t pid);
+
+struct test {
+	const char *name;
+	void (*run)(void);
+};
+
+/* Runs the tests that are named, or all; the program's exit code: 0, 1 (failed, or none was run), 2. */
+int run_tests(const struct test *tests, unsigned int n_tests, int n_names, char **names);
 
 #endif /* WFPATCH_HARNESS_H */

@@ -528,10 +528,7 @@ static void test_nothing_left(void)
 	check_nothing_left();
 }
 
-static const struct {
-	const char *name;
-	void (*run)(void);
-} tests[] = {
+static const struct test tests[] = {
 	{ "info", test_info },
 	{ "compat", test_compat },
 	{ "attach", test_attach },
@@ -546,20 +543,8 @@ static const struct {
 	{ "nothing_left", test_nothing_left },
 };
 
-static bool is_wanted(const char *name, int count, char **names)
-{
-	int i;
-
-	for (i = 0; i < count; i++)
-		if (!strcmp(names[i], name))
-			return true;
-	return !count;
-}
-
 int main(int count, char **arguments)
 {
-	unsigned int i, number = 0, failed = 0;
-
 	for (arguments++, count--; count > 1 && !strncmp(arguments[0], "--", 2);
 	     arguments += 2, count -= 2) {
 		if (!strcmp(arguments[0], "--seconds"))
@@ -573,20 +558,5 @@ int main(int count, char **arguments)
 	}
 	if (threads_each < 4 || threads_each > THREADS_MOST - 8)
 		return 2;
-	if (!share())
-		return 2;
-	setvbuf(stdout, NULL, _IOLBF, 0);
-	for (i = 0; i < sizeof(tests) / sizeof(tests[0]); i++) {
-		double begun = now();
-
-		if (!is_wanted(tests[i].name, count, arguments))
-			continue;
-		failures = 0;
-		tests[i].run();
-		failed += !!failures;
-		printf("%s %u %s # %.2f s\n", failures ? "not ok" : "ok", ++number, tests[i].name,
-		       now() - begun);
-	}
-	printf("1..%u\n", number);
-	return !number || failed ? 1 : 0;
+	return run_tests(tests, sizeof(tests) / sizeof(tests[0]), count, arguments);
 }

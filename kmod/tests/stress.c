@@ -378,29 +378,14 @@ static void test_nonsense(void)
 	check_nothing_left();
 }
 
-static const struct {
-	const char *name;
-	void (*run)(void);
-} tests[] = {
+static const struct test tests[] = {
 	{ "ends", test_ends },
 	{ "concurrent", test_concurrent },
 	{ "nonsense", test_nonsense },
 };
 
-static bool is_wanted(const char *name, int count, char **names)
-{
-	int i;
-
-	for (i = 0; i < count; i++)
-		if (!strcmp(names[i], name))
-			return true;
-	return !count;
-}
-
 int main(int count, char **arguments)
 {
-	unsigned int i, number = 0, failed = 0;
-
 	for (arguments++, count--; count > 1 && !strncmp(arguments[0], "--", 2);
 	     arguments += 2, count -= 2) {
 		if (!strcmp(arguments[0], "--seconds"))
@@ -408,18 +393,8 @@ int main(int count, char **arguments)
 		else if (!strcmp(arguments[0], "--seed"))
 			seed = atoi(arguments[1]);
 	}
-	if (!seconds_each || !share())
+	if (!seconds_each)
 		return 2;
-	setvbuf(stdout, NULL, _IOLBF, 0);
 	printf("# seed %u\n", seed);
-	for (i = 0; i < sizeof(tests) / sizeof(tests[0]); i++) {
-		if (!is_wanted(tests[i].name, count, arguments))
-			continue;
-		failures = 0;
-		tests[i].run();
-		failed += !!failures;
-		printf("%s %u %s\n", failures ? "not ok" : "ok", ++number, tests[i].name);
-	}
-	printf("1..%u\n", number);
-	return !number || failed ? 1 : 0;
+	return run_tests(tests, sizeof(tests) / sizeof(tests[0]), count, arguments);
 }
