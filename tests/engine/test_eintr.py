@@ -150,6 +150,8 @@ def test_injections_by_an_applier_that_did_not_make_the_stop_before(blocked):
 def test_applying_and_reverting(blocked, program, tmp_path, monkeypatch, way, policy):
     """Nobody sees an EINTR when a patch comes and goes, with the visits that free its rows."""
     only_way(monkeypatch, way)
+    # All of them, not only the longest.
+    monkeypatch.setattr("wfpatch.report.LISTED_STOPS", 100_000)
     patching = Patching(tmp_path, blocked.pid)
     elf = sample_patch.build(program("blocked_calls", "-lrt"), NEW_VERSION, ["version"])
     patching.add("fix", elf, policy=policy)

@@ -57,6 +57,10 @@ def test_clone_vm_children_are_held(program, start):
     with session.hold_all("test", 2.0) as held:
         assert {thread.tid for thread in held} == {task.tid for task in list_tasks(process.pid)}
         assert read_stat(child, child).state == "t"
+    # Let go, it goes back to its sleep once it gets a processor.
+    deadline = time.monotonic() + 10
+    while read_stat(child, child).state == "R" and time.monotonic() < deadline:
+        time.sleep(0.01)
     assert read_stat(child, child).state == "S"
 
 

@@ -27,7 +27,7 @@ struct worker {
 static struct worker workers[1024];
 static int count;
 static __thread struct worker *self;
-static volatile int spinning = 1;
+static volatile int spinning = 1, spun;
 static char *arena;
 
 static char next(void)
@@ -68,8 +68,10 @@ __attribute__((noinline)) static void spin(void)
 {
 	if (write(self->out[1], "", 1) != 1)
 		_exit(4);
-	while (spinning)
+	while (spinning) {
+		spun = 1;
 		__asm__ volatile("pause");
+	}
 	spinning = 1;
 }
 
@@ -197,6 +199,9 @@ int main(void)
 			if (write(workers[number].in[1], &byte, 1) != 1)
 				return 7;
 		} else if (sscanf(line, "signal %d", &number) == 1) {
+			// past the write that told of it
+			while (!spun)
+				usleep(1000);
 			pthread_kill(workers[number].thread, SIGUSR1);
 		} else if (!strcmp(line, "unspin\n")) {
 			spinning = 0;
