@@ -16,6 +16,7 @@ from .backend import Backend
 from .bundle import Bundle
 from .discovery import Target
 from .errors import Refused
+from .events import Tell, nobody, planned_facts, threads_facts
 from .global_switch import switch_globally
 from .live_process import LiveProcess, open_process
 from .live_region import LiveRegion
@@ -62,6 +63,21 @@ def _in_force(process: LiveProcess, bundle: Bundle) -> bool:
     return live is not None and any(
         note.digest == bundle.digest for note in live.generation().patches
     )
+
+
+def _reverted(process: LiveProcess, bundle: Bundle) -> bool:
+    """Whether the patch was in force in this process, and was taken out of it on purpose."""
+    live = process.region
+    if live is None or process.in_transition is not None:
+        return False
+    mine = {
+        code.slot
+        for loaded in live.header.loaded
+        if loaded.digest == bundle.digest
+        for code in loaded.code
+    }
+    # Code that was loaded by a run that ended before it armed anything was never in force.
+    return any(slot.index in mine and slot.armed for slot in live.header.slots)
 
 
 def _require_no_transition(process: LiveProcess, bundle: Bundle) -> bool:
@@ -119,12 +135,19 @@ def apply_patch(
     until: str = "finish",
     include_init: bool = False,
     manifest_of: ManifestOf = unknown,
+    patience: int | None = None,
+    anew: bool = True,
+    tell: Tell = nobody,
 ) -> tuple[ProcessReport, bool]:
     """Apply one patch to one process; returns the report and whether anything was changed.
 
-    Raises Refused before, Failed after the first change; applied already is success without one.
+    ``patience``: seconds that this run may wait for threads; the transition then stays open for
+    ``timeout`` all the same, and another run goes on. Without ``anew``, a process in which the
+    patch was reverted is left so. Raises Refused before, Failed after the first change; applied
+    already is success without one.
     """
     with open_process(backend, target) as process:
+        process.tell = tell
         process.session.check(allow_init=include_init)
         seconds = timeout if timeout is not None else bundle.manifest.transition_timeout
         clock = Clock()
@@ -132,22 +155,28 @@ def apply_patch(
         if _require_no_transition(process, bundle) and live is not None:
             note = current_note(live)
             slots = {code.slot for code in live.generation(note.target_generation).code}
-        elif _in_force(process, bundle):
+        elif _in_force(process, bundle) or (not anew and _reverted(process, bundle)):
             return inspect(process, (bundle,), backend.name), False
         else:
             plan = make_plan(process, bundle, policy, manifest_of=manifest_of)
+            if tell is not nobody:
+                tell("plan", **planned_facts(planned_report(process, plan, backend.name)))
             ensure_free(process)
             live = load(process, plan)
             _begin(process, live, plan, seconds)
             slots = set(plan.numbers.values())
         clock.load = clock.lap()
+        tell("load", microseconds=clock.load)
         if until != "load":
             arm(process, live, slots, bundle.patch)
             clock.arm = clock.lap()
+            tell("arm", microseconds=clock.arm)
         outcome = None
         if until == "finish":
-            outcome = carry_on(process, live, seconds)
+            outcome = carry_on(process, live, min(seconds, patience or seconds))
             clock.transition = clock.lap()
+            if not outcome.complete and patience is not None:
+                outcome = None  # whether it is late tells the time in the region's header
         return _report(process, bundle, backend, clock, outcome), True
 
 
@@ -196,7 +225,17 @@ def carry_on(process: LiveProcess, live: LiveRegion, timeout: int) -> Outcome:
 
 
 def _observed(watch: Observer, deadline: float) -> bool:
-    return any(watch.sweep() for _ in pauses(deadline))
+    return any(_swept(watch) for _ in pauses(deadline))
+
+
+def _swept(watch: Observer) -> bool:
+    """One look at all; who looks on is told how many have left old code."""
+    complete = watch.sweep()
+    if watch.process.tell is not nobody:
+        done = sum(sight.done for sight in watch.sights.values())
+        waiting = watch.stragglers()
+        watch.process.tell("threads", **threads_facts(done, len(watch.sights), waiting))
+    return complete
 
 
 def _emptied(held: HeldRow, deadline: float, trusted: bool) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 from .errors import Refused
 from .manifest import MAX_MANIFEST, Manifest, parse_manifest
 from .patch_elf import PatchElf, read_patch
-from .trust import verify
+from .trust import verify, verify_bytes
 
 MANIFEST_FILE = "bundle.json"
 SIGNATURE_FILE = "bundle.json.sig"
@@ -25,6 +25,7 @@ class Bundle:
     digest: str  # SHA-256 of the signed bytes, hex: what "this very patch" means everywhere
     signer: str
     patch: PatchElf
+    distrust: Refused | None = None  # why its signer is not believed now; see load_bundle
 
 
 def _read(path: Path, limit: int) -> bytes:
@@ -38,14 +39,27 @@ def _read(path: Path, limit: int) -> bytes:
     return data
 
 
-def load_bundle(directory: Path, allowed_signers: Path) -> Bundle:
+#: A patch whose signer is no longer believed can still be in force, and be taken out.
+OF_THE_SIGNER = ("signer_unknown", "signer_expired", "signer_revoked")
+
+
+def load_bundle(directory: Path, allowed_signers: Path, believed: bool = True) -> Bundle:
     """Read and verify one bundle.
 
     Nothing of the manifest or the ELF is interpreted before the signature over it was verified.
-    Raises Refused: signature_*, signer_unknown, manifest_invalid, bundle_altered, patch_elf_*.
+    Unless ``believed``, a signature by somebody who is not believed (any more) will do, to read
+    what is in force and to revert it; ``distrust`` says so. Raises Refused: signature_*, signer_*,
+    revocations_invalid, manifest_invalid, bundle_altered, patch_elf_*.
     """
     data = _read(directory / MANIFEST_FILE, MAX_MANIFEST)
-    signer = verify(data, directory / SIGNATURE_FILE, allowed_signers)
+    distrust = None
+    try:
+        signer = verify(data, directory / SIGNATURE_FILE, allowed_signers)
+    except Refused as error:
+        if believed or error.reason not in OF_THE_SIGNER:
+            raise
+        verify_bytes(data, directory / SIGNATURE_FILE)
+        signer, distrust = "", error
     manifest = parse_manifest(data)
     if manifest.id != directory.name:
         raise Refused(
@@ -71,4 +85,4 @@ def load_bundle(directory: Path, allowed_signers: Path) -> Bundle:
             f"manifest of {manifest.id} names build-ids {sorted(foreign)} that its patch ELF "
             "was not built for",
         )
-    return Bundle(manifest, hashlib.sha256(data).hexdigest(), signer, patch)
+    return Bundle(manifest, hashlib.sha256(data).hexdigest(), signer, patch, distrust)

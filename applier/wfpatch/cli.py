@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The command line: ``wfpatch [--json] plan|apply|revert|status|verify|report|bundle|version``.
+"""The command line: ``wfpatch [--json] COMMAND``, see --help.
 
 Exit codes: 0 done, or as wanted; 1 failed; 2 wrong usage; 3 refused or blocked; 4 pending or
 partial; 5 live memory is not as recorded; 6 another applier works here; 7 no process to patch.
@@ -13,15 +13,20 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
 from . import __version__
 from .bundle import load_bundle
-from .errors import Crashed, Refused, Usage, WfpatchError
+from .errors import NO_ROOM, Crashed, Failed, Refused, Usage, WfpatchError
+from .events import Events, print_followed
+from .facts import facts_of
 from .host import Host, Options
 from .report import Result, human, printable
 from .store import DEFAULT_SIGNERS, DEFAULT_STORE, Store
+from .unneeded import GRACE, collect
+from .watch.command import add_watch, run_watch
 
 EXIT_CODES = """exit codes:
   0  done, or already as wanted
@@ -43,6 +48,7 @@ EXIT_OF_REASON = {
     "no_matching_process": 7,
     "build_id_mismatch": 7,
     "applier_failed": 1,
+    "disk_full": 1,
     "target_exited": 1,
     "target_changed": 1,
     "injection_failed": 1,
@@ -104,9 +110,36 @@ def _parser() -> argparse.ArgumentParser:
                 default="finish",
                 help="stop after this step; a later call goes on from there",
             )
+        if name in ("apply", "revert"):
+            command.add_argument(
+                "--events",
+                metavar="NAME",
+                help="tell what happens as it happens; 'follow NAME' reads it",
+            )
         if name in ("plan", "apply"):
             command.add_argument("--include-init", action="store_true", help="patch PID 1 as well")
     commands.add_parser("report", help="status of every bundle of the store")
+    compliance = commands.add_parser("compliance", help="evidence of every CVE that manifests name")
+    compliance.add_argument(
+        "--advisories", type=Path, metavar="FILE", help="JSON with fixed and unpatchable builds"
+    )
+    add_watch(commands)
+    text = "remove bundles that are neither wanted nor in the memory of any process"
+    garbage = commands.add_parser("gc", help=text, description=text)
+    garbage.add_argument("--dry-run", action="store_true", help="only say what would be removed")
+    garbage.add_argument(
+        "--grace",
+        type=int,
+        default=GRACE,
+        metavar="SECONDS",
+        help="keep what was pushed since; default: %(default)s",
+    )
+    following = commands.add_parser("follow", help="print the events of a command as they come")
+    following.add_argument("name", metavar="NAME", help="as given to --events")
+    following.add_argument(
+        "--patience", type=float, default=30.0, metavar="SECONDS", help="for it to begin"
+    )
+    commands.add_parser("facts", help="what Ansible's facts say of this host")
     bundle = commands.add_parser("bundle", help="look at a bundle")
     bundle.add_argument("action", choices=("verify",))
     bundle.add_argument("directory", type=Path)
@@ -152,12 +185,50 @@ def _verify_bundle(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _compliance(arguments: argparse.Namespace) -> int:
+    from .evidence import gather  # it reads package databases: nobody else needs it
+
+    store = Store(arguments.store, arguments.allowed_signers)
+    evidence = gather.gather(store, gather.read_advisories(arguments.advisories))
+    print(json.dumps(evidence, sort_keys=True) if arguments.json else gather.human(evidence))
+    return 0
+
+
+def _collect_garbage(arguments: argparse.Namespace) -> int:
+    store = Store(arguments.store, arguments.allowed_signers)
+    found = collect(store, arguments.wait, arguments.grace, arguments.dry_run)
+    if arguments.json:
+        print(json.dumps({"changed": found.changed, **asdict(found)}, sort_keys=True))
+        return 0
+    would = "would be removed" if arguments.dry_run else "removed"
+    for gone in found.removed:
+        print(f"{gone.id}: {would}, {gone.bytes} bytes")
+    for kept in found.kept:
+        print(printable(f"{kept.id}: kept: {kept.why}"))
+    for name in found.leftovers:
+        print(printable(f"{name}: {would}: an interrupted push"))
+    return 0
+
+
 def _run(arguments: argparse.Namespace) -> int:
     if arguments.command == "version":
         return _print_version(arguments.json)
     if arguments.command == "bundle":
         return _verify_bundle(arguments)
-    host = Host(Store(arguments.store, arguments.allowed_signers))
+    if arguments.command == "follow":
+        return print_followed(arguments.name, arguments.patience)
+    if arguments.command == "compliance":
+        return _compliance(arguments)
+    if arguments.command == "watch":
+        return run_watch(arguments)
+    if arguments.command == "gc":
+        return _collect_garbage(arguments)
+    if arguments.command == "facts":
+        facts = facts_of(Store(arguments.store, arguments.allowed_signers))
+        print(json.dumps(facts, indent=None if arguments.json else 2, sort_keys=True))
+        return 0
+    events = Events(getattr(arguments, "events", None))
+    host = Host(Store(arguments.store, arguments.allowed_signers), events=events)
     patches: tuple[str, ...] = tuple(dict.fromkeys(getattr(arguments, "patch", ())))
     options = Options(
         pids=tuple(getattr(arguments, "pid", ())),
@@ -197,6 +268,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            traceback.print_exc()
+            return _end(Crashed(error), as_json)
+        return _end(Failed("disk_full", f"{error.filename or 'a file'}: {error.strerror}"), as_json)
     except Exception as error:  # noqa: BLE001 - a caller of --json gets JSON whatever happens
         traceback.print_exc()
         return _end(Crashed(error), as_json)

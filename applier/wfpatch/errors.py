@@ -7,6 +7,7 @@ it, and the set only grows.
 
 from __future__ import annotations
 
+import errno
 import traceback
 from typing import Any
 
@@ -23,14 +24,17 @@ REASONS: dict[str, str] = {
     "code_busy": "a thread stayed inside the bytes that an entry's jump replaces",
     "compiler_missing": "a tool that builds or signs the kernel service is missing",
     "conflict": "a patch that this one conflicts with is in force",
+    "disk_full": "a file could not be written on the host: there is no room left",
     "dkms_missing": "DKMS, which builds the kernel service, is not installed",
     "empty_host_set": "no host of the inventory matches what was asked for",
+    "evidence_stale": "the evidence of the host is past its limit",
     "generation_exhausted": "every row of the generation table is in use",
     "global_quiescence_timeout": "no moment was found at which all threads were quiescent",
     "gs_in_use": "a thread uses its GS base",
     "header_corrupt": "the region's header is damaged",
     "header_newer": "the region was laid out by a newer applier",
     "health_check_failed": "the manifest's health check failed",
+    "health_gate_failed": "a health gate of the rollout failed after the patches were applied",
     "hold_timeout": "the threads could not all be stopped in time",
     "host_unreachable": "the controller could not reach the host",
     "injection_failed": "a system call injected into the process failed",
@@ -44,7 +48,9 @@ REASONS: dict[str, str] = {
     "kernel_service_failed": "the kernel service failed in a way it has no code for",
     "kernel_thread": "a kernel thread runs no program",
     "kernel_unsupported": "the kernel or the processor lacks what the applier needs",
+    "maintenance_window_closed": "the maintenance window closed before the host's wave began",
     "manifest_invalid": "the manifest does not fit its schema",
+    "manifest_missing": "no manifest at hand names the CVE",
     "memory_unreadable": "memory of the process could not be read",
     "memory_unwritable": "memory of the process could not be written",
     "module_signature_required": "the kernel takes only modules signed by a key that it trusts",
@@ -55,6 +61,8 @@ REASONS: dict[str, str] = {
     "not_reached": "the run ended before it came to the host",
     "object_malformed": "an ELF object mapped in the process is damaged or hostile",
     "old_code_mismatch": "the code in memory is not the code the patch was built against",
+    "opt_outs_invalid": "the store's list of opt-outs is damaged, so nothing is patched",
+    "opted_out": "the rollout policy takes no part of the host",
     "patch_elf_malformed": "the patch ELF is damaged or hostile",
     "patch_elf_unsupported": "the patch ELF needs a newer applier",
     "policy_unsupported": "this applier does not offer the policy",
@@ -63,14 +71,23 @@ REASONS: dict[str, str] = {
     "region_too_small": "the patch does not fit into a region",
     "required_patch_missing": "a patch that this one requires is not in force",
     "result_invalid": "what the host says does not fit its schema",
+    "revocations_invalid": "the list of revoked keys is damaged, so no signature is believed",
+    "rollout_journal_invalid": "the controller's record of an interrupted rollout is damaged",
+    "rollout_policy_invalid": "the rollout policy is wrong, or does not fit inventory and patches",
+    "rollout_revert_failed": "the host should have gone back after a failed rollout, and did not",
+    "rollout_reverted": "the host went back because the rollout failed on others",
     "seccomp_forbids": "the process's seccomp filter forbids a call that is needed",
     "shadow_stack": "the process uses a shadow stack",
     "signature_invalid": "the bundle's signature does not verify",
     "signature_missing": "the bundle is not signed",
+    "signer_expired": "the key that signed the bundle is not valid now",
+    "signer_revoked": "the key that signed the bundle is revoked",
     "signer_unknown": "the bundle's signer is not an allowed signer",
+    "signing_failed": "the bundle could not be signed on the controller",
     "stack_switching": "the object switches stacks and the manifest does not speak of it",
     "still_required": "a patch in force requires this one",
     "stragglers": "threads kept the transition open past its timeout",
+    "store_invalid": "a file of the host's store is damaged or cannot be read or written",
     "superseded": "a patch in force supersedes this one",
     "symbol_not_found": "a symbol the patch needs was not found",
     "symbol_out_of_reach": "a symbol is too far from the region for the way the patch refers to it",
@@ -83,7 +100,13 @@ REASONS: dict[str, str] = {
     "transition_open": "an earlier transition of the process is still open",
     "unsupported_relocation": "the patch ELF has a relocation of an unsupported type",
     "usage": "the command line is wrong",
+    "watch_failed": "the unit of the watch could not be set up or removed",
+    "watch_running": "another watch works on this store",
+    "watch_unsupported": "the host does not run systemd, which keeps the watch running",
 }
+
+#: What writing to a full disk, or past a quota, ends with.
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 class WfpatchError(Exception):

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from .backend import Visit
 from .errors import Failed
+from .events import nobody, threads_facts
 from .live_process import LiveProcess
 from .live_region import LiveRegion
 from .observe import all_pending, names_of
@@ -93,6 +94,8 @@ def switch_globally(process: LiveProcess, live: LiveRegion, deadline: float) -> 
         if not stragglers:
             settle(live)
             return Outcome(True, (), total, total)
+        if process.tell is not nobody:
+            process.tell("threads", **threads_facts(0, len(process.session.tasks()), stragglers))
         if time.monotonic() + pause >= deadline:
             return Outcome(False, stragglers)
         # Nothing wakes us when a thread leaves the old code.

@@ -13,12 +13,15 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from .apply import apply_patch, plan_patch
+from .audit import AuditLog, log_of
 from .backend import Backend
 from .backend.selection import select_backend
 from .bundle import Bundle
 from .discovery import Target, find_targets
 from .errors import Crashed, Refused, WfpatchError
+from .events import Events, Tell, end_facts
 from .manifest import Manifest
+from .opt_out import OptOut, opted_out
 from .report import IN_FORCE, CveReport, FunctionReport, ProcessReport, Result, printable, worst
 from .revert import revert_patch
 from .store import Store
@@ -31,7 +34,10 @@ MAX_ROUNDS = 4
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line or the module asks for; ``timeout`` in seconds."""
+    """What the command line or the module asks for; ``timeout`` in seconds.
+
+    ``patience`` and ``anew`` as for apply.apply_patch.
+    """
 
     pids: tuple[int, ...] = ()
     policy: str | None = None
@@ -40,6 +46,8 @@ class Options:
     until: str = "finish"
     include_init: bool = False
     wait: float = 0.0
+    patience: int | None = None
+    anew: bool = True
 
 
 Step = Callable[[Backend, Target, Bundle], ProcessReport]
@@ -133,24 +141,35 @@ def _sum(first: int | None, second: int | None) -> int | None:
 class Host:
     """The commands of the applier on one host."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, by: str = "command", events: Events | None = None) -> None:
         self._store = store
+        self.events = events or Events()
+        self._audit = AuditLog(log_of(store.path), by)
+        self._by = by
         self._manifests: dict[str, Manifest | None] = {}
 
     def _manifest(self, patch_id: str) -> Manifest | None:
         """The manifest of a patch that is in force, None when the store has no sound bundle."""
         if patch_id not in self._manifests:
             try:
-                self._manifests[patch_id] = self._store.bundle(patch_id).manifest
+                self._manifests[patch_id] = self._store.bundle(patch_id, believed=False).manifest
             except WfpatchError:
                 self._manifests[patch_id] = None
         return self._manifests[patch_id]
 
-    def _bundles(self, patches: Sequence[str]) -> tuple[Bundle, ...]:
-        return in_order([self._store.bundle(patch) for patch in patches])
+    def _bundles(self, patches: Sequence[str], believed: bool = True) -> tuple[Bundle, ...]:
+        return in_order([self._store.bundle(patch, believed) for patch in patches])
 
     def _targets(self, bundle: Bundle, options: Options) -> tuple[Target, ...]:
         return find_targets(bundle.patch.object, options.pids)
+
+    @staticmethod
+    def _inspect(
+        backend: Backend, target: Target, bundles: tuple[Bundle, ...], rules: Sequence[OptOut]
+    ) -> ProcessReport:
+        """What is in force in a process, and whether it is opted out."""
+        rule = opted_out(rules, target.pid, target.comm, target.exe)
+        return replace(inspect_process(backend, target, bundles), opted_out=rule)
 
     def _require_targets(self, bundles: Sequence[Bundle], options: Options) -> list[str]:
         """Refuse when no process maps any of the objects; else warn of those without."""
@@ -202,6 +221,7 @@ class Host:
         bundles = self._bundles(patches)
         warnings = self._require_targets(bundles, options)
         backend = select_backend(options.backend)
+        rules = self._store.opt_outs()
         before: list[ProcessReport] = []
         reports: list[ProcessReport] = []
         changed = False
@@ -210,7 +230,10 @@ class Host:
             for target in self._targets(bundle, options):
                 if not target.matches:
                     continue
-                before.append(inspect_process(backend, target, (bundle,)))
+                before.append(self._inspect(backend, target, (bundle,), rules))
+                if before[-1].opted_out:
+                    reports.append(before[-1])
+                    continue
                 report, would_change = _guard(
                     lambda target=target, bundle=bundle, earlier=earlier: plan_patch(  # type: ignore[misc]
                         backend,
@@ -236,33 +259,30 @@ class Host:
             bundles = self._bundles(patches)
             warnings, nobody = self._found(bundles, options)
             backend = select_backend(options.backend)
+            rules = self._store.opt_outs()
+            if not options.pids:
+                # What cannot be noted afterwards is not begun.
+                self._store.require_room(self._with(bundle.manifest.id for bundle in bundles))
             changed = False
             unhealthy = ""
+            unnoted: WfpatchError | None = None
             before: list[ProcessReport] = []
             reports: list[ProcessReport] = []
             for bundle in bundles:
-                patched_before = len(reports)
-                seen: set[tuple[int, int]] = set()
-                for _ in range(MAX_ROUNDS):
-                    targets = [
-                        target
-                        for target in self._targets(bundle, options)
-                        if target.matches and (target.pid, target.start_time) not in seen
-                    ]
-                    for target in targets:
-                        seen.add((target.pid, target.start_time))
-                        before.append(inspect_process(backend, target, (bundle,)))
-                        report, did = self._apply_one(backend, target, bundle, options)
-                        changed |= did
-                        reports.append(report)
-                    if not targets:
-                        break
-                if not options.pids and any(
-                    report.state != "blocked" for report in reports[patched_before:]
+                found, did = self._apply_to_all(backend, bundle, options, rules, before)
+                changed |= did
+                reports += found
+                # A watch brings it into a service that is started later.
+                later = not found and self._store.watched()
+                if not options.pids and (
+                    later or any(report.state != "blocked" for report in found)
                 ):
-                    changed |= self._want(bundle.manifest.id)
+                    try:
+                        changed |= self._set_wanted(self._with((bundle.manifest.id,)))
+                    except WfpatchError as error:
+                        unnoted = error
                 if options.until == "finish":
-                    unhealthy = self._check_health(bundle, reports[patched_before:])
+                    unhealthy = self._check_health(bundle, found)
                     if unhealthy:
                         break
             result = self._result(changed, bundles, before, reports, warnings, backend)
@@ -270,14 +290,101 @@ class Host:
                 result = replace(result, reason="health_check_failed", message=unhealthy)
             if nobody is not None and not reports:
                 result = replace(result, reason=nobody.reason, message=nobody.message)
-            return result
+            return _unnoted(result, unnoted)
 
-    def _want(self, patch_id: str) -> bool:
-        wanted = self._store.wanted()
-        return patch_id not in wanted and self._store.set_wanted((*wanted, patch_id))
+    def keep(self, options: Options) -> Result:
+        """Bring what the store wants into force in ``options.pids``, as new processes need it.
+
+        What is wanted is read under the lock: a revert that ends meanwhile is no longer wanted. A
+        process in which a patch was reverted stays so. A bundle that is not sound is a warning; the
+        others are applied. Health checks are left out: a service that starts is not healthy yet.
+        """
+        with self._store.lock(options.wait):
+            bundles, wrong = self.wanted_bundles()
+            warnings = [f"{patch_id}: {text}" for patch_id, text in wrong.items()]
+            backend = select_backend(options.backend)
+            rules = self._store.opt_outs()
+            changed = False
+            before: list[ProcessReport] = []
+            reports: list[ProcessReport] = []
+            for bundle in bundles:
+                found, did = self._apply_to_all(
+                    backend, bundle, replace(options, anew=False), rules, before
+                )
+                changed |= did
+                reports += found
+            return self._result(changed, bundles, before, reports, warnings, backend)
+
+    def wanted_bundles(self) -> tuple[tuple[Bundle, ...], dict[str, str]]:
+        """The sound bundles of what the store wants, in order; and what is wrong, by patch."""
+        bundles: list[Bundle] = []
+        wrong: dict[str, str] = {}
+        for patch_id in self._store.wanted():
+            try:
+                bundles.append(self._store.bundle(patch_id))
+            except WfpatchError as error:
+                wrong[patch_id] = str(error)
+        return in_order(bundles), wrong
+
+    def _apply_to_all(
+        self,
+        backend: Backend,
+        bundle: Bundle,
+        options: Options,
+        rules: Sequence[OptOut],
+        before: list[ProcessReport],
+    ) -> tuple[list[ProcessReport], bool]:
+        """One patch into every process of ``options``; how each was goes to ``before``."""
+        changed = False
+        reports: list[ProcessReport] = []
+        seen: set[tuple[int, int]] = set()
+        for _ in range(MAX_ROUNDS):
+            targets = [
+                target
+                for target in self._targets(bundle, options)
+                if target.matches and (target.pid, target.start_time) not in seen
+            ]
+            for target in targets:
+                seen.add((target.pid, target.start_time))
+                before.append(self._inspect(backend, target, (bundle,), rules))
+                if before[-1].opted_out:
+                    reports.append(before[-1])
+                    continue
+                tell = self.events.of(target.pid, target.comm, bundle.manifest.id)
+                report, did = self._apply_one(backend, target, bundle, options, tell)
+                tell("end", **end_facts(report, did))
+                changed |= did
+                reports.append(report)
+                self._note("apply", bundle, report, did)
+            if not targets:
+                break
+        return reports, changed
+
+    def _with(self, patches: Iterable[str]) -> tuple[str, ...]:
+        """What is wanted, and these."""
+        return tuple(dict.fromkeys((*self._store.wanted(), *patches)))
+
+    def _set_wanted(self, patches: tuple[str, ...]) -> bool:
+        before = self._store.wanted()
+        if not self._store.set_wanted(patches):
+            return False
+        self._audit.note(
+            "want",
+            added=[patch for patch in patches if patch not in before],
+            removed=[patch for patch in before if patch not in patches],
+        )
+        return True
+
+    def _note(self, what: str, bundle: Bundle, report: ProcessReport, changed: bool) -> None:
+        """For the audit log: what changed, and what was asked for and did not come about. The watch
+        tries often what cannot be, and says that in the journal."""
+        if changed or (report.reason is not None and self._by == "command"):
+            self._audit.process(
+                what, bundle.manifest.id, bundle.digest, bundle.signer, report, changed
+            )
 
     def _apply_one(
-        self, backend: Backend, target: Target, bundle: Bundle, options: Options
+        self, backend: Backend, target: Target, bundle: Bundle, options: Options, tell: Tell
     ) -> tuple[ProcessReport, bool]:
         report, changed = _guard(
             lambda: apply_patch(
@@ -289,12 +396,15 @@ class Host:
                 until=options.until,
                 include_init=options.include_init,
                 manifest_of=self._manifest,
+                patience=options.patience,
+                anew=options.anew,
+                tell=tell,
             ),
             lambda error: (blocked_report(backend, target, bundle, error), False),
         )
         if report.state == "partial" and bundle.manifest.stragglers == "revert":
             undone, _ = _guard(
-                lambda: revert_patch(backend, target, bundle, options.timeout),
+                lambda: revert_patch(backend, target, bundle, options.timeout, tell=tell),
                 lambda error: (blocked_report(backend, target, bundle, error), False),
             )
             report = replace(
@@ -331,7 +441,7 @@ class Host:
     def revert(self, patches: Sequence[str], options: Options) -> Result:
         """Take ``patches`` out of force, those that require others first."""
         with self._store.lock(options.wait):
-            bundles = tuple(reversed(self._bundles(patches)))
+            bundles = tuple(reversed(self._bundles(patches, believed=False)))
             warnings, _ = self._found(bundles, options)
             backend = select_backend(options.backend)
             changed = False
@@ -342,17 +452,20 @@ class Host:
                     if not target.matches:
                         continue
                     before.append(inspect_process(backend, target, (bundle,)))
+                    tell = self.events.of(target.pid, target.comm, bundle.manifest.id)
                     report, did = _guard(
-                        lambda target=target, bundle=bundle: revert_patch(  # type: ignore[misc]
-                            backend, target, bundle, options.timeout, self._manifest
+                        lambda target=target, bundle=bundle, tell=tell: revert_patch(  # type: ignore[misc]
+                            backend, target, bundle, options.timeout, self._manifest, tell
                         ),
                         lambda error, target=target, bundle=bundle: (  # type: ignore[misc]
                             blocked_report(backend, target, bundle, error),
                             False,
                         ),
                     )
+                    tell("revert", **end_facts(report, did))
                     changed |= did
                     reports.append(report)
+                    self._note("revert", bundle, report, did)
             kept = {
                 patch.id
                 for report in reports
@@ -360,15 +473,29 @@ class Host:
                 if report.reason is not None or patch.state in IN_FORCE
             }
             gone = {bundle.manifest.id for bundle in bundles} - kept
+            unnoted: WfpatchError | None = None
             if not options.pids:
-                left = tuple(patch for patch in self._store.wanted() if patch not in gone)
-                changed |= self._store.set_wanted(left)
-            return self._result(changed, bundles, before, reports, warnings, backend)
+                # A disk that is full keeps nobody from going back; it is said afterwards.
+                try:
+                    left = tuple(patch for patch in self._store.wanted() if patch not in gone)
+                    changed |= self._set_wanted(left)
+                except WfpatchError as error:
+                    unnoted = error
+            result = self._result(changed, bundles, before, reports, warnings, backend)
+            return _unnoted(result, unnoted)
 
     def status(self, patches: Sequence[str], options: Options) -> Result:
         """What is in force, from live memory; every bundle of the store when none is named."""
-        bundles = self._bundles(patches or self._store.ids())
+        bundles = self._bundles(patches or self._store.ids(), believed=False)
         backend = select_backend(options.backend)
+        warnings = [
+            f"{bundle.manifest.id}: {bundle.distrust}" for bundle in bundles if bundle.distrust
+        ]
+        rules: tuple[OptOut, ...] = ()
+        try:
+            rules = self._store.opt_outs()
+        except Refused as error:
+            warnings.append(str(error))  # what is in force can be read all the same
         by_object: dict[tuple[str, ...], list[Bundle]] = {}
         for bundle in bundles:
             by_object.setdefault(bundle.manifest.target.build_ids, []).append(bundle)
@@ -376,8 +503,8 @@ class Host:
         for group in by_object.values():
             for target in self._targets(group[0], options):
                 if target.matches:
-                    reports.append(inspect_process(backend, target, tuple(group)))
-        return self._result(False, bundles, reports, reports, [], backend)
+                    reports.append(self._inspect(backend, target, tuple(group), rules))
+        return self._result(False, bundles, reports, reports, warnings, backend)
 
     def verify(self, patches: Sequence[str], options: Options) -> Result:
         """As status; the CLI fails it unless every process is patched."""
@@ -402,9 +529,19 @@ class Host:
             before=_merge(before),
             reason=failed.reason if failed else None,
             message=failed.message if failed else "",
-            warnings=tuple(warnings),
+            warnings=(*warnings, *([self._audit.problem] if self._audit.problem else [])),
             backend=backend.name,
         )
+
+
+def _unnoted(result: Result, error: WfpatchError | None) -> Result:
+    """The result of work that was done, and that the store could not note."""
+    if error is None:
+        return result
+    if result.reason is not None:
+        return replace(result, warnings=(*result.warnings, str(error)))
+    message = f"memory is as reported, but the store does not say so: {error.message}"
+    return replace(result, reason=error.reason, message=message)
 
 
 def _guard(

@@ -11,6 +11,7 @@ from .backend import Backend, Session
 from .discovery import Target
 from .elf_object import ObjectImage, objects
 from .errors import Failed, Refused
+from .events import Tell, nobody
 from .live_region import BlankRegion, LiveRegion, find_regions
 from .maps import MemoryMap
 from .region_header import PatchNote
@@ -28,6 +29,7 @@ class LiveProcess:
     image: ObjectImage
     regions: list[LiveRegion]
     blank: list[tuple[ObjectImage, BlankRegion]] = field(default_factory=list)
+    tell: Tell = nobody
 
     @property
     def region(self) -> LiveRegion | None:

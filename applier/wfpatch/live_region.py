@@ -177,6 +177,9 @@ def create_region(
     memory.write(region.text, region.fixed_text())
     live = LiveRegion(memory, image, region, HeaderCopy(0, 1, header))
     live.carry_out(initialise(region))
+    # The program's memory is not to grow with each transition that takes a row for the first time.
+    for row in range(region.layout.rows):
+        memory.write(region.descriptor(row), bytes(8))
     offset, data = first_copy(header)
     memory.write(region.base + offset, data)
     return live

@@ -56,7 +56,13 @@ class BuildIds:
 
     def of_mapping(self, pid: int, start: int, end: int, path: str) -> str:
         """The build-id of the file behind a mapping, "" where there is none."""
-        links = (f"/proc/{pid}/map_files/{start:x}-{end:x}", f"/proc/{pid}/root{path}")
+        return self._first(f"/proc/{pid}/map_files/{start:x}-{end:x}", f"/proc/{pid}/root{path}")
+
+    def of_executable(self, pid: int) -> str:
+        """The build-id of the program that the process executes, "" where there is none."""
+        return self._first(f"/proc/{pid}/exe")
+
+    def _first(self, *links: str) -> str:
         for link in links:
             try:
                 status = os.stat(link)
@@ -67,6 +73,9 @@ class BuildIds:
             except (OSError, ValueError):
                 continue  # not allowed to use map_files, or the name is gone
         return ""
+
+    def __len__(self) -> int:
+        return len(self._known)
 
 
 def _build_id_of_file(path: str) -> str:
@@ -94,7 +103,7 @@ def mapped_objects(pid: int, cache: BuildIds | None = None) -> tuple[MappedObjec
 
     Raises Failed ``target_exited``, Refused ``no_permission``.
     """
-    cache = cache or BuildIds()
+    cache = BuildIds() if cache is None else cache
     try:
         with open(f"/proc/{pid}/maps", "rb") as file:
             text = file.read()

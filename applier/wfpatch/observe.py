@@ -374,7 +374,8 @@ class HeldRow:
                     return True
                 if self._is_free(thread, stopped, inside, sight.visits > 1):
                     if held_row:
-                        stopped.set_gs_base(self._target * 4096)
+                        grounds = None if stopped.stopped else watch.threads.grounds(thread)
+                        stopped.set_gs_base(self._target * 4096, grounds)
                     return True
                 if not thread.own_stack:
                     sight.reason = "stays in old code, in a signal handler or on a foreign stack"
@@ -393,11 +394,11 @@ class HeldRow:
 
         A thread whose stack holds a stale word is unwound after the stop first, which fills the
         unwinder's cache; one that runs will have moved on by then, so the next time ``unwind`` has
-        it done within the stop.
+        it done within the stop. A visit that is no stop is no shorter without.
         """
         if thread.own_stack and not words_inside_thread(thread, inside):
             return True
-        if thread.own_stack and not unwind:
+        if thread.own_stack and stopped.stopped and not unwind:
             return False
         frames = self._watch.threads.unwind(thread, stopped)
         return frames is not None and not any(

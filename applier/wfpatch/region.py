@@ -18,7 +18,10 @@ from .self_check_stub import check_routine, thunk
 
 LAYOUT_VERSION = 1
 PAGE = 4096
-ROWS = 8
+#: An apply and its revert take four: every task is visited to free rows once in three such cycles.
+ROWS = 16
+#: Where the table of one row has several pages, as stores of a new slot go to every row.
+ROWS_OF_LARGE_TABLES = 8
 CELLS_PER_PAGE = 512
 SLOTS_PER_PAGE = 504
 DESCRIPTOR_CELL = 510
@@ -117,7 +120,7 @@ class RegionLayout:
 
     @classmethod
     def for_load(
-        cls, slots: int, text: int, data: int, ranges: int = 0, rows: int = ROWS
+        cls, slots: int, text: int, data: int, ranges: int = 0, rows: int | None = None
     ) -> RegionLayout:
         """A layout for ``slots`` functions, with room to spare for later patches of the same kind.
 
@@ -130,6 +133,8 @@ class RegionLayout:
         while copy_size < 2 * header and copy_size < MAX_COPY_SIZE:
             copy_size *= 2
         arrays = 16 * (max(ranges, 3 * slots) + 256)
+        if rows is None:
+            rows = ROWS if pages == 1 else ROWS_OF_LARGE_TABLES
         return cls(
             rows=rows,
             table_pages=pages,

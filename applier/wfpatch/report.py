@@ -124,6 +124,7 @@ class ProcessReport:
     timings_us: Timings = field(default_factory=Timings)
     stops: tuple[Stop, ...] = ()
     stops_count: int = 0
+    opted_out: str | None = None  # the rule that leaves it as it is
 
     def with_stops(self, stops: Sequence[Stop]) -> ProcessReport:
         """The report with the stops of this run; the longest are listed, all are counted."""
@@ -152,14 +153,14 @@ def worst(states: Iterable[str], default: str) -> str:
     return max(states, key=STATES.index, default=default)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Dataclasses, tuples and the like as JSON values."""
     if hasattr(value, "__dataclass_fields__"):
-        return {name: _plain(getattr(value, name)) for name in value.__dataclass_fields__}
+        return {name: plain(getattr(value, name)) for name in value.__dataclass_fields__}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     return value
 
 
@@ -211,8 +212,8 @@ class Result:
             "message": self.message,
             "before": summary(self.before),
             "after": summary(self.processes if self.after is None else self.after),
-            "processes": _plain(self.processes),
-            "cves": _plain(self.cves),
+            "processes": plain(self.processes),
+            "cves": plain(self.cves),
             "warnings": list(self.warnings),
             "applier": {"version": __version__, "backend": self.backend},
             "host": {"boot_id": boot_id(), "hostname": socket.gethostname()},
@@ -254,6 +255,8 @@ def human(result: Result) -> str:
             f"{printable(straggler.function or '?')}: {straggler.reason}"
             for straggler in threads.stragglers
         )
+        if process.opted_out:
+            lines.append(f"  opted out: {printable(process.opted_out)}")
         if process.reason:
             lines.append(f"  {process.reason}: {printable(process.message)}")
     lines.extend(f"{cve.id} ({cve.patch}): {cve.state}" for cve in result.cves)

@@ -8,13 +8,14 @@ from .backend import Backend
 from .bundle import Bundle
 from .discovery import Target
 from .errors import Refused
+from .events import Tell, nobody
 from .live_process import LiveProcess, open_process
 from .live_region import LiveRegion
 from .outcome import Outcome
 from .plan import ManifestOf, unknown
 from .report import ProcessReport
 from .rows import ensure_free
-from .transition import abandon, current_note, note_transition
+from .transition import abandon, current_note, moving_patches, note_transition
 from .verify import inspect
 
 
@@ -66,12 +67,14 @@ def revert_patch(
     bundle: Bundle,
     timeout: int | None = None,
     manifest_of: ManifestOf = unknown,
+    tell: Tell = nobody,
 ) -> tuple[ProcessReport, bool]:
     """Revert one patch in one process; not in force is success without a change.
 
     ``manifest_of`` tells what the patches in force require, where the store has them.
     """
     with open_process(backend, target) as process:
+        process.tell = tell
         process.session.check(allow_init=True)
         seconds = timeout if timeout is not None else bundle.manifest.transition_timeout
         clock = Clock()
@@ -102,10 +105,8 @@ def _revert(
         )
     if opened is not None:
         note = current_note(live)
-        target = live.generation(note.target_generation)
         source = live.generation(live.header.generation)
-        concerned = {p.digest for p in target.patches} ^ {p.digest for p in source.patches}
-        if bundle.digest not in concerned:
+        if bundle.digest not in moving_patches(live):
             raise Refused(
                 "transition_open",
                 f"process {process.target.pid}: a transition of another patch is open; complete "

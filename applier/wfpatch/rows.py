@@ -66,10 +66,14 @@ def recycle(process: LiveProcess) -> None:
                     thread = threads.stopped(stopped)
                     clear = thread is not None and (
                         not words_inside_thread(thread, intervals)
-                        or (key in suspected and _outside(threads, thread, stopped, intervals))
+                        or (
+                            (key in suspected or not stopped.stopped)
+                            and _outside(threads, thread, stopped, intervals)
+                        )
                     )
-                    if clear and stopped.registers.gs_base:
-                        stopped.set_gs_base(0)
+                    if clear and thread is not None and stopped.registers.gs_base:
+                        grounds = None if stopped.stopped else threads.grounds(thread)
+                        stopped.set_gs_base(0, grounds)
             except Failed as error:
                 if error.reason == "thread_gone":
                     continue

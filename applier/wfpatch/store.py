@@ -9,18 +9,31 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .bundle import Bundle, load_bundle
-from .errors import Refused, Usage
+from .errors import NO_ROOM, Failed, Refused, Usage
 from .manifest import ID
+from .opt_out import MAX_FILE as MAX_OPT_OUTS
+from .opt_out import OptOut, parse_opt_outs
 from .strict_json import Fields, Invalid, parse
 
-DEFAULT_STORE = Path("/var/lib/wfpatch")
+DEFAULT_STORE = Path("/var/lib/wfpatch")  # audit.py knows it too
 DEFAULT_SIGNERS = Path("/etc/wfpatch/allowed_signers")
 #: How long the lock of an applier that is gone may outlive it, in seconds.
 DEAD_HOLDER = 2.0
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """What cannot be written has a reason code."""
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in NO_ROOM
+        reason = "disk_full" if full else "store_invalid"
+        raise Failed(reason, f"{path} cannot be written: {error.strerror}") from None
 
 
 class Store:
@@ -39,8 +52,11 @@ class Store:
             return ()
         return tuple(sorted(name for name in names if ID.match(name)))
 
-    def bundle(self, patch_id: str) -> Bundle:
-        """The verified bundle; raises Usage when there is none, Refused when it is not sound."""
+    def bundle(self, patch_id: str, believed: bool = True) -> Bundle:
+        """The verified bundle; raises Usage when there is none, Refused when it is not sound.
+
+        ``believed`` as for bundle.load_bundle.
+        """
         if not ID.match(patch_id):
             raise Usage("usage", f"{patch_id[:64]!r} is not a patch id")
         folder = self.path / "bundles" / patch_id
@@ -49,7 +65,7 @@ class Store:
             raise Usage(
                 "usage", f"no bundle {patch_id} in {self.path}; there are: {known}", id=patch_id
             )
-        return load_bundle(folder, self.signers)
+        return load_bundle(folder, self.signers, believed)
 
     def wanted(self) -> tuple[str, ...]:
         """Ids of the patches that shall be in force, in the order in which they were applied."""
@@ -58,28 +74,100 @@ class Store:
             data = path.read_bytes()
         except FileNotFoundError:
             return ()
+        except OSError as error:
+            raise Refused("store_invalid", f"{path}: {error.strerror}") from None
         try:
             fields = Fields(parse(data, 1 << 20))
             fields.number("schema", 1, 1)
             result = fields.texts("patches", 4096, 128)
             fields.done()
         except Invalid as error:
-            raise Refused("manifest_invalid", f"{path}: {error}") from None
+            raise Refused(
+                "store_invalid",
+                f"{path}, the list of the patches that shall be in force, is damaged: {error}; "
+                "move it away, and patch again what shall be in force: status says what is",
+            ) from None
         return result
 
+    def opt_outs(self) -> tuple[OptOut, ...]:
+        """What is to be left as it is; raises Refused when the file is not sound.
+
+        A file that cannot be read opts nothing in: better no patch than one that was forbidden.
+        """
+        path = self.path / "opt-outs.json"
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            return ()
+        except OSError as error:
+            raise Refused("opt_outs_invalid", f"{path}: {error.strerror}") from None
+        try:
+            return parse_opt_outs(parse(data, MAX_OPT_OUTS))
+        except Invalid as error:
+            raise Refused("opt_outs_invalid", f"{path}: {error}") from None
+
     def set_wanted(self, patches: tuple[str, ...]) -> bool:
-        """Write the wanted state atomically; returns whether it changed."""
+        """Write the wanted state atomically; returns whether it changed.
+
+        Raises Failed("disk_full") or Failed("store_invalid"); the file is then as it was.
+        """
         if patches == self.wanted():
             return False
-        self.path.mkdir(mode=0o755, parents=True, exist_ok=True)
-        path = self.path / "wanted.json"
-        scratch = self.path / f".wanted.{os.getpid()}"
-        with open(scratch, "w", encoding="utf-8") as file:
-            json.dump({"schema": 1, "patches": list(patches)}, file, sort_keys=True)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(scratch, path)
+        with self._written(patches) as scratch:
+            os.replace(scratch, self.path / "wanted.json")
         return True
+
+    def require_room(self, patches: tuple[str, ...]) -> None:
+        """Raises what set_wanted(patches) would raise, and changes nothing."""
+        if patches != self.wanted():
+            with self._written(patches):
+                pass
+
+    @contextmanager
+    def _written(self, patches: tuple[str, ...]) -> Iterator[Path]:
+        """A file with that wanted state beside the one that counts; it is gone afterwards."""
+        scratch = self.path / f".wanted.{os.getpid()}"
+        with _writing(scratch):
+            self.path.mkdir(mode=0o755, parents=True, exist_ok=True)
+            try:
+                with open(scratch, "w", encoding="utf-8") as file:
+                    json.dump({"schema": 1, "patches": list(patches)}, file, sort_keys=True)
+                    file.flush()
+                    os.fsync(file.fileno())
+                yield scratch
+            finally:
+                with suppress(OSError):
+                    scratch.unlink()
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """One watch per store; raises Refused("watch_running") at once."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+        with _writing(self.path / ".watch"):
+            self.path.mkdir(mode=0o755, parents=True, exist_ok=True)
+            descriptor = os.open(self.path / ".watch", flags, 0o600)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise Refused("watch_running", f"another watch works on {self.path}") from None
+            yield
+        finally:
+            os.close(descriptor)
+
+    def watched(self) -> bool:
+        """Whether a watch works on this store."""
+        try:
+            descriptor = os.open(self.path / ".watch", os.O_RDWR | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(descriptor)
+        return False
 
     @contextmanager
     def lock(self, wait: float) -> Iterator[None]:
@@ -87,8 +175,10 @@ class Store:
 
         A file lock: it goes with its holder, so a killed applier leaves none behind.
         """
-        self.path.mkdir(mode=0o755, parents=True, exist_ok=True)
-        descriptor = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+        with _writing(self.path / ".lock"):
+            self.path.mkdir(mode=0o755, parents=True, exist_ok=True)
+            descriptor = os.open(self.path / ".lock", flags, 0o600)
         try:
             begun = time.monotonic()
             deadline = begun + wait
@@ -111,8 +201,9 @@ class Store:
                         holder=holder,
                     )
                 time.sleep(0.05)
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"{os.getpid()}\n".encode("ascii"), 0)
+            # Always as long, so that the file gives up no room; it only says who is at work.
+            with suppress(OSError):
+                os.pwrite(descriptor, f"{os.getpid():<20}\n".encode("ascii"), 0)
             yield
         finally:
             os.close(descriptor)

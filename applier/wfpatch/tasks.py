@@ -58,6 +58,7 @@ class TaskStat:
     parent: int
     flags: int
     start_time: int
+    processor: int
 
     @property
     def runs_user_code(self) -> bool:
@@ -118,6 +119,7 @@ def _parse_stat(data: bytes | None) -> TaskStat | None:
         parent=int(fields[1]),
         flags=int(fields[6]),
         start_time=int(fields[19]),
+        processor=int(fields[36]),
     )
 
 

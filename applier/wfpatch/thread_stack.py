@@ -15,7 +15,7 @@ from .region_header import Slot
 from .self_check_stub import StackBounds
 from .tasks import Look, Task
 from .thread_descriptor import find_descriptors
-from .unwind import CopiedCode, StackMemory, Unwinder, stop_registers
+from .unwind import CopiedCode, Grounds, StackMemory, Unwinder, stop_registers
 
 if TYPE_CHECKING:
     from .backend.ptrace_requests import UserRegisters
@@ -206,16 +206,29 @@ class Threads:
     def unwind(self, thread: Thread, visit: Visit | None = None) -> tuple[int, ...] | None:
         """The addresses of all frames of a thread that was visited; None when it cannot be unwound.
 
-        A ``visit`` that is still on lets the unwinder follow a signal handler to the stack it
-        interrupted, which is not in the copy.
+        What follows from the copy alone is so of the moment when it was made. A ``visit`` that is
+        still on lets the unwinder follow a signal handler to the stack it interrupted, which is not
+        in the copy.
         """
         if thread.registers is None:
             return None
-        memory = StackMemory(thread.base, thread.stack, self._memory if visit else None)
-        unwound = self._unwinder.unwind(stop_registers(thread.registers), memory)
-        if not unwound.complete or (visit is not None and not visit.unchanged()):
+        registers = stop_registers(thread.registers)
+        unwound = self._unwinder.unwind(registers, StackMemory(thread.base, thread.stack))
+        if not unwound.complete and visit is not None:
+            memory = StackMemory(thread.base, thread.stack, self._memory)
+            unwound = self._unwinder.unwind(registers, memory)
+            if not visit.unchanged():
+                return None
+        if not unwound.complete:
             return None
         return tuple(frame.pc for frame in unwound.frames)
+
+    def grounds(self, thread: Thread) -> Grounds | None:
+        """What the frames of a thread, as unwound from its copy, follow from."""
+        if thread.registers is None:
+            return None
+        copy = StackMemory(thread.base, thread.stack)
+        return self._unwinder.grounds(stop_registers(thread.registers), copy)
 
     def own_stacks(self) -> tuple[tuple[int, int, int], ...]:
         """(FS base, low, high) of the stacks that are known, for a survey."""

@@ -117,6 +117,27 @@ def current_note(live: LiveRegion) -> TransitionNote:
     return note
 
 
+def moving_patches(live: LiveRegion) -> dict[str, str]:
+    """Digest -> id of the patches that some thread may have, and another not.
+
+    A revert of an open transition has threads in three generations; the first and the last of them
+    are alike.
+    """
+    note = current_note(live)
+    numbers = {note.target_generation, *(source.generation for source in note.sources)}
+    sides = [
+        {patch.digest: patch.id for patch in live.generation(number).patches}
+        for number in sorted(numbers)
+    ]
+    everywhere = set(sides[0]).intersection(*sides)
+    return {
+        digest: patch_id
+        for side in sides
+        for digest, patch_id in side.items()
+        if digest not in everywhere
+    }
+
+
 def set_phase(live: LiveRegion, phase: str) -> None:
     """Note how far the transition is. Rows count as used before a thread can enter them."""
     note = current_note(live)

@@ -36,10 +36,16 @@ def _ssh_keygen(
         raise Refused("signature_invalid", f"ssh-keygen gave no answer in {TIMEOUT:g} s") from None
 
 
+def revoked_keys(allowed_signers: Path) -> Path:
+    """Where the keys stand that nobody believes any more: a KRL, or public keys one a line."""
+    return allowed_signers.with_name("revoked_keys")
+
+
 def verify(data: bytes, signature: Path, allowed_signers: Path) -> str:
     """Verify ``signature`` over ``data``; returns the signer's principal.
 
-    Raises Refused with signature_missing, signer_unknown or signature_invalid.
+    Raises Refused with signature_missing, signer_unknown, signer_expired, signer_revoked,
+    revocations_invalid or signature_invalid.
     """
     if not signature.is_file():
         raise Refused("signature_missing", f"{signature} does not exist: the bundle is unsigned")
@@ -48,26 +54,72 @@ def verify(data: bytes, signature: Path, allowed_signers: Path) -> str:
             "signer_unknown",
             f"{allowed_signers} does not exist: no signer is allowed on this host",
         )
+    principal = _principal(signature, allowed_signers)
+    words = ["-Y", "verify", "-n", NAMESPACE, "-f", str(allowed_signers), "-I", principal]
+    words += ["-s", str(signature)]
+    revoked = revoked_keys(allowed_signers)
+    revocation = ["-r", str(revoked)] if os.path.lexists(revoked) else []
+    checked = _ssh_keygen(words + revocation, stdin=data)
+    if checked.returncode != 0 and revocation:
+        # It does not say why: without the list there is only one reason left.
+        without = _ssh_keygen(words, stdin=data)
+        if without.returncode == 0:
+            raise _revoked(signature, principal, revoked)
+        checked = without
+    if checked.returncode != 0:
+        raise _invalid(signature, checked)
+    return principal
+
+
+def verify_bytes(data: bytes, signature: Path) -> None:
+    """Verify that ``signature`` is one of these bytes, by whomever; raises signature_invalid."""
+    checked = _ssh_keygen(
+        ["-Y", "check-novalidate", "-n", NAMESPACE, "-s", str(signature)], stdin=data
+    )
+    if checked.returncode != 0:
+        raise _invalid(signature, checked)
+
+
+def _principal(signature: Path, allowed_signers: Path) -> str:
+    """Who made it, by the list of those who may."""
     found = _ssh_keygen(["-Y", "find-principals", "-s", str(signature), "-f", str(allowed_signers)])
     principals = found.stdout.decode("utf-8", "replace").split("\n")
     principal = principals[0].strip() if principals else ""
-    if found.returncode != 0 or not principal:
-        detail = found.stderr.decode("utf-8", "replace").strip()
-        if "No principal matched" in detail or not detail:
-            raise Refused(
-                "signer_unknown",
-                f"{signature} was made by a key that {allowed_signers} does not list",
-            )
-        raise Refused("signature_invalid", f"{signature}: {detail[:300]}")
-    checked = _ssh_keygen(
-        ["-Y", "verify", "-n", NAMESPACE, "-f", str(allowed_signers), "-I", principal]
-        + ["-s", str(signature)],
-        stdin=data,
-    )
-    if checked.returncode != 0:
-        detail = (checked.stderr or checked.stdout).decode("utf-8", "replace").strip()
+    if found.returncode == 0 and principal:
+        return principal
+    detail = found.stderr.decode("utf-8", "replace").strip()
+    if any(word in detail for word in ("has expired", "not yet valid")):
         raise Refused(
-            "signature_invalid",
-            f"{signature} does not sign these bytes as {NAMESPACE!r}: {detail[:300]}",
+            "signer_expired",
+            f"{signature} was made by a key that is not valid now: {detail[:300]}; sign the "
+            "bundle anew with a key that is",
         )
-    return principal
+    if "No principal matched" in detail or not detail:
+        raise Refused(
+            "signer_unknown",
+            f"{signature} was made by a key that {allowed_signers} does not list",
+        )
+    raise Refused("signature_invalid", f"{signature}: {detail[:300]}")
+
+
+def _revoked(signature: Path, principal: str, revoked: Path) -> Refused:
+    readable = (["-Q", "-l", "-f", str(revoked)], ["-l", "-f", str(revoked)])
+    if any(_ssh_keygen(words).returncode == 0 for words in readable):
+        return Refused(
+            "signer_revoked",
+            f"{signature} was made by a key of {principal} that {revoked} revokes; sign the "
+            "bundle anew with another",
+        )
+    return Refused(
+        "revocations_invalid",
+        f"{revoked} is neither a KRL nor a list of public keys that can be read, so no signature "
+        "is believed; put it right, or remove it if no key is revoked",
+    )
+
+
+def _invalid(signature: Path, checked: subprocess.CompletedProcess[bytes]) -> Refused:
+    detail = (checked.stderr or checked.stdout).decode("utf-8", "replace").strip()
+    return Refused(
+        "signature_invalid",
+        f"{signature} does not sign these bytes as {NAMESPACE!r}: {detail[:300]}",
+    )

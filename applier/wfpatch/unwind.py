@@ -17,6 +17,7 @@ from .elf_object import ObjectImage
 from .errors import WfpatchError
 from .frame_information import (
     CALLEE_SAVED,
+    RBP,
     RIP,
     RSP,
     IndexedTable,
@@ -79,6 +80,15 @@ class Unwound:
 
 
 @dataclass(frozen=True)
+class Grounds:
+    """What an unwinding rests on besides rip and rsp: ``words``, (address, value), and the frame
+    pointer or not. Whenever a thread has all of that again, it has the same frames."""
+
+    words: tuple[tuple[int, int], ...]
+    frame_pointer: bool
+
+
+@dataclass(frozen=True)
 class StackMemory:
     """A stack's copy, ``data`` from ``base``.
 
@@ -89,11 +99,15 @@ class StackMemory:
     base: int
     data: bytes = field(repr=False)
     beyond: Memory | None = None
+    #: What was read, if that is of interest: the words' addresses.
+    words: set[int] | None = None
 
     def read(self, address: int, size: int) -> bytes:
         """``size`` bytes; raises CannotUnwind for what is not in the copy."""
         start = address - self.base
         if start >= 0 and start + size <= len(self.data):
+            if self.words is not None:
+                self.words.update(range(address & -8, address + size, 8))
             return self.data[start : start + size]
         if self.beyond is None:
             raise CannotUnwind(f"{address:#x} is outside of the stack's copy")
@@ -157,14 +171,33 @@ class Unwinder:
         self._listed: list[ListedTable] | None = None
         self._rows: dict[int, Row | None] = {}
 
-    def unwind(self, registers: Mapping[int, int], stack: StackMemory) -> Unwound:
-        """The frames of a thread; ``registers`` by DWARF number, rip and rsp at least."""
+    def grounds(self, registers: Mapping[int, int], stack: StackMemory) -> Grounds | None:
+        """The least that the frames of a thread follow from; None where that is too much."""
+        for followed in (frozenset[int](), frozenset({RBP})):
+            words: set[int] = set()
+            known = {number: registers[number] for number in (RIP, RSP, *followed)}
+            copy = StackMemory(stack.base, stack.data, words=words)
+            if self.unwind(known, copy, followed).complete:
+                found = tuple((at, _word(stack, at)) for at in sorted(words))
+                return Grounds(found, bool(followed))
+        return None
+
+    def unwind(
+        self,
+        registers: Mapping[int, int],
+        stack: StackMemory,
+        followed: frozenset[int] | None = None,
+    ) -> Unwound:
+        """The frames of a thread; ``registers`` by DWARF number, rip and rsp at least.
+
+        Of the callers' registers only those in ``followed`` are restored, where that is given.
+        """
         frames: list[Frame] = []
         try:
             current = dict(registers)
             interrupted = True
             while len(frames) < MAX_FRAMES:
-                frame, caller, interrupted = self._step(current, interrupted, stack)
+                frame, caller, interrupted = self._step(current, interrupted, stack, followed)
                 frames.append(frame)
                 if caller is None:
                     return Unwound(tuple(frames), None)
@@ -177,7 +210,11 @@ class Unwinder:
         return Unwound(tuple(frames), failure)
 
     def _step(
-        self, registers: dict[int, int], interrupted: bool, stack: StackMemory
+        self,
+        registers: dict[int, int],
+        interrupted: bool,
+        stack: StackMemory,
+        followed: frozenset[int] | None,
     ) -> tuple[Frame, dict[int, int] | None, bool]:
         """(this frame, its caller's registers or None, whether the caller was interrupted)."""
         pc, sp = registers[RIP], registers[RSP]
@@ -211,13 +248,16 @@ class Unwinder:
             raise CannotUnwind(f"no rule for the return address at {pc:#x}")
         caller = {RSP: cfa}
         for number, saved in row.rules.items():
-            if number != row.return_register:
+            if number == row.return_register:
+                continue
+            if followed is None or number in followed or number == RSP:
                 value = _apply(saved, number, registers, cfa, stack)
                 if value is None:
                     caller.pop(number, None)
                 else:
                     caller[number] = value
-        for number in CALLEE_SAVED - set(row.rules):
+        kept = CALLEE_SAVED if followed is None else CALLEE_SAVED & followed
+        for number in kept - set(row.rules):
             if number in registers:
                 caller[number] = registers[number]
         back = _apply(rule, row.return_register, registers, cfa, stack)

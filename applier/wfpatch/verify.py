@@ -18,6 +18,7 @@ from .backend import Backend
 from .bundle import Bundle
 from .discovery import Target
 from .errors import Crashed, Refused, WfpatchError
+from .generation_table import Code
 from .link import link
 from .live_process import LiveProcess, open_process
 from .live_region import LiveRegion
@@ -26,7 +27,7 @@ from .observe import observer
 from .outcome import Outcome
 from .plan import Plan, displaced_template
 from .region import PAGE
-from .region_header import LoadedPatch, Slot
+from .region_header import LoadedPatch, Slot, TransitionNote
 from .report import (
     FunctionReport,
     ObjectReport,
@@ -39,6 +40,7 @@ from .report import (
     worst,
 )
 from .thread_stack import Threads as ThreadStacks
+from .transition import moving_patches
 
 
 @dataclass
@@ -102,6 +104,31 @@ def _word(page: bytes, cell: int) -> int:
     return int.from_bytes(page[8 * cell : 8 * cell + 8], "little")
 
 
+def _rows_not_filled(note: TransitionNote | None) -> set[int]:
+    """Rows that nobody can be in before they are filled; they hold what an earlier use left."""
+    # With the policy "global" all rows change at one moment, these too.
+    if note is None or (note.policy != "global" and note.phase != "start"):
+        return set()
+    held = {source.held_row for source in note.sources if source.held_row is not None}
+    return {note.target_row, *held}
+
+
+def _code_by_row(live: LiveRegion, note: TransitionNote | None) -> dict[int, list[Code]]:
+    """What the rows of an open transition may lead to: a source's code until it is finished, then
+    the target's. All other rows have the current generation's."""
+    if note is None:
+        return {}
+    target = live.code(live.generation(note.target_generation))
+    by_row: dict[int, list[Code]] = {note.target_row: [target]}
+    for source in note.sources:
+        codes: list[Code] = [live.code(live.generation(source.generation)), target]
+        for row in source.rows:
+            by_row[row] = codes
+        if source.held_row is not None:
+            by_row[source.held_row] = codes
+    return by_row
+
+
 def _read_region(live: LiveRegion) -> Findings:
     findings = Findings()
     header, region = live.header, live.region
@@ -112,15 +139,17 @@ def _read_region(live: LiveRegion) -> Findings:
     note = header.transition
     if note is not None and note.kind == "apply" and note.phase == "arm":
         note = None  # nothing leads to the new code yet
+    for row in _rows_not_filled(note):
+        rows.pop(row, None)
     current = live.code(live.generation())
-    target = live.code(live.generation(note.target_generation)) if note else current
+    by_row = _code_by_row(live, note)
     owner = {code.address: loaded.id for loaded in header.loaded for code in loaded.code}
     for slot in header.slots:
         sound = _entry_leads_to_stub(live, slot, findings)
         cell = region.cell_index(slot.index)
-        allowed = {current[slot.index], target[slot.index]}
-        found = set()
+        possible = {code[slot.index] for codes in by_row.values() for code in codes}
         for row, (dispatch, plain) in sorted(rows.items()):
+            allowed = {code[slot.index] for code in by_row.get(row, [current])}
             code, behind = _word(dispatch, cell), _word(plain, cell)
             expected = allowed | ({region.thunk(slot.index)} if note else set())
             for value, good in ((code, expected), (behind, allowed)):
@@ -130,11 +159,10 @@ def _read_region(live: LiveRegion) -> Findings:
                         + " or ".join(f"{address:#x}" for address in sorted(good))
                     )
                     sound = False
-            found.add(behind if code == region.thunk(slot.index) else code)
         address: int | None = current[slot.index]
         if not sound and slot.armed:
             leads_to, address = "unknown", None
-        elif note is not None and len(allowed) > 1:
+        elif note is not None and len(possible) > 1:
             leads_to = "mixed"
         elif slot.armed and current[slot.index] != slot.continuation.low:
             leads_to = "new"
@@ -220,12 +248,7 @@ def _patch_states(
         current = {item.digest: item.id for item in live.generation().patches}
         moving: dict[str, str] = {}
         if note is not None:
-            target = {
-                item.digest: item.id for item in live.generation(note.target_generation).patches
-            }
-            moving = {
-                digest: {**current, **target}[digest] for digest in current.keys() ^ target.keys()
-            }
+            moving = moving_patches(live)
             late = time.time() > note.started + note.timeout
             for digest, patch_id in moving.items():
                 states[patch_id] = "partial" if late else "pending"

@@ -381,4 +381,4 @@ def test_rows_are_allocated_and_recycled():
 
 def test_rows_outside_the_tables_are_refused():
     with pytest.raises(Refused):
-        start(transition([Source((0,), 2)], [old_code], target_row=8))
+        start(transition([Source((0,), 2)], [old_code], target_row=LAYOUT.rows))

@@ -28,6 +28,7 @@ STRUCTURES = {
     "wfpatch_visit": kernel_requests.Visit,
     "wfpatch_listed": kernel_requests.Listed,
     "wfpatch_list": kernel_requests.List,
+    "wfpatch_word": kernel_requests.Word,
     "wfpatch_thread": kernel_requests.Thread,
 }
 CONSTANTS = {
@@ -52,6 +53,9 @@ CONSTANTS = {
     "REASON_MODE",
     "THREAD_MOVE",
     "THREAD_EXPECT",
+    "THREAD_WORDS",
+    "THREAD_FRAME",
+    "MAX_WORDS",
     "SEEN_ASLEEP",
 }
 REQUESTS = ("INFO", "ATTACH", "LOAD", "UNLOAD", "ARM", "VISIT", "CANCEL", "LIST", "THREAD")

@@ -13,6 +13,8 @@ their figures.
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import os
 import random
 import time
@@ -20,8 +22,12 @@ import traceback
 
 import pytest
 import sample_patch
+import wfpatch.backend.kernel
+from proof import backends
 from proof.patching import Patching, only_way, told
 from wfpatch.backend import steps
+from wfpatch.discovery import find_targets
+from wfpatch.live_process import open_process
 from wfpatch.tasks import list_tasks, read_status
 
 STRIDE = int(os.environ.get("WFPATCH_KILL_STRIDE", "20"))
@@ -29,8 +35,17 @@ RANDOM_KILLS = int(os.environ.get("WFPATCH_RANDOM_KILLS", "40"))
 SEED = int(os.environ.get("WFPATCH_SEED", random.SystemRandom().randrange(1 << 32)))
 OLD, NEW = 41000, 42000
 NEW_VERSION = "int version(void);\n__attribute__((noipa)) int version(void) { return 42000; }\n"
+_STOPS = {"write memory", "ptrace SEIZE", "ptrace INTERRUPT", "ptrace DETACH"}
+#: What must be among the steps: by policy where the kernel service works, which holds nobody.
+REQUESTS = {
+    "ptrace": _STOPS,
+    "auto": {"write memory", "kernel load", "kernel arm", "kernel visit"},
+    "global": {"write memory", "kernel load", "kernel arm", *_STOPS},
+}
 NAMED = {"vulnerable", "pending", "partial", "patched"}
-PAST = 3
+#: Runs in a row that end by themselves and so say that there is no further step. Where the stride
+#: is longer than what runs differ by, one says it.
+PAST = 3 if STRIDE < 60 else 1
 WAYS = [("byte", "auto"), ("swap", "auto"), ("hold", "auto"), ("byte", "global")]
 
 
@@ -192,7 +207,7 @@ def kill_at_steps(world, program, start, tmp_path, way, policy, stride):
         f"{model.states}; eintr {model.checked()[1]}, deaths 0, wrong registers 0"
     )
     names = {name for steps_taken in taken.values() for name in steps_taken}
-    assert {"write memory", "ptrace SEIZE", "ptrace INTERRUPT", "ptrace DETACH"} <= names
+    assert REQUESTS[policy if backends.NAME == "kernel" else "ptrace"] <= names
     # Every run but those at the end was killed, save a few that took fewer steps than others.
     for what, (killed, ended) in figures.items():
         assert killed > 0, what
@@ -208,6 +223,33 @@ def test_killed_at_steps(world, program, start, tmp_path, way, policy):
 @pytest.mark.parametrize(("way", "policy"), WAYS)
 def test_killed_at_every_step(world, program, start, tmp_path, way, policy):
     kill_at_steps(world, program, start, tmp_path, way, policy, 1)
+
+
+@pytest.mark.parametrize("policy", ["auto", "global"])
+def test_what_an_earlier_use_left_in_a_row_is_no_tampering(world, policy):
+    """Killed before a row of the transition is filled, it may lead anywhere."""
+    killed = world("byte", policy)
+    bundle = killed.patching.signed.store().bundle("fix")
+    (target,) = find_targets(bundle.patch.object, [killed.pid])
+
+    def leave_something():
+        with open_process(backends.selected(), target) as process:
+            live = process.region
+            for row in live.header.free_rows:
+                for cell in (live.region.plain_cell, live.region.dispatch_cell):
+                    process.session.memory.write(cell(row, 0), bytes(range(8)))
+
+    def kill(number):
+        leave_something()
+        code = killed.end(killed.begin("apply", kill_at=str(number)))
+        killed.look()
+        killed.complete("apply")
+        killed.complete("revert")
+        return code == -9
+
+    kills, _ = at_each_step(kill, 2)
+    assert kills > 10
+    assert len(killed.states) >= 2, killed.states
 
 
 def kill_at_random(killed, number):
@@ -252,3 +294,38 @@ def test_killed_at_random_times(world, way, policy):
 @pytest.mark.parametrize(("way", "policy"), WAYS)
 def test_two_thousand_kills(world, way, policy):
     kill_at_random(world(way, policy), 2000 // len(WAYS))
+
+
+@backends.kernel_only
+def test_the_module_cannot_go_while_it_works(world, monkeypatch):
+    """rmmod is tried after every request and every write of whole runs."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    refused = []
+
+    class Removing:
+        def run(self, name, function, arguments):
+            result = function(*arguments)
+            assert libc.delete_module(b"wfpatch", os.O_NONBLOCK) == -1
+            refused.append((name, ctypes.get_errno()))
+            return result
+
+    killed = world("byte", "auto")
+    # Before its first request a run has no session, and the module may go.
+    for done in (killed.patching.patched, killed.patching.reverted):
+        session = wfpatch.backend.kernel.KernelSession
+        true_check = session.check
+
+        def check(self, *arguments, true_check=true_check, **options):
+            true_check(self, *arguments, **options)
+            steps._counter = Removing()
+
+        with monkeypatch.context() as patched:
+            patched.setattr(session, "check", check)
+            try:
+                done("fix", timeout=60)
+            finally:
+                steps.configure(None, None)
+    assert len(refused) > 20
+    assert {number for _, number in refused} <= {errno.EWOULDBLOCK, errno.EBUSY}
+    assert {"kernel visit", "write memory"} <= {name for name, _ in refused}
+    killed.look()

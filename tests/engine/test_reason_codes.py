@@ -17,6 +17,7 @@ from wfpatch.errors import REASONS
 TESTS = Path(__file__).resolve().parents[1]
 APPLIER = TESTS.parent / "applier" / "wfpatch"
 PLUGINS = TESTS.parent / "plugins"
+ROLES = TESTS.parent / "roles"
 
 KERNEL_SERVICE = "unit/plugins/modules/test_kernel_service.py"
 
@@ -33,14 +34,17 @@ PROVOKED_BY = {
     "code_busy": "engine/test_kernel_requests.py::test_a_thread_that_stays_inside_is_said",
     "compiler_missing": KERNEL_SERVICE,
     "conflict": "engine/test_refusals.py::test_a_conflict",
+    "disk_full": "engine/test_store.py::test_no_room_to_note_what_shall_be_in_force",
     "dkms_missing": KERNEL_SERVICE,
     "empty_host_set": "integration/targets/playbooks/test_empty_host_set.py",
+    "evidence_stale": "compliance/test_formats.py::test_stale_evidence_is_unknown_everywhere",
     "generation_exhausted": "engine/test_generation_table.py",
     "global_quiescence_timeout": "engine/test_refusals.py::test_no_global_quiescence",
     "gs_in_use": "engine/test_refusals.py::test_a_program_that_uses_gs",
     "header_corrupt": "engine/test_refusals.py::test_a_header_that_is_not_ours",
     "header_newer": "engine/test_refusals.py::test_a_header_that_is_not_ours",
     "health_check_failed": "engine/test_refusals.py::test_a_health_check_that_fails",
+    "health_gate_failed": "fleet/test_rollouts.py::test_each_gate_names_what_is_unwell",
     "hold_timeout": "engine/test_hold.py",
     "host_unreachable": "fleet/test_operation.py",
     "injection_failed": "engine/test_refusals.py::test_a_process_that_may_map_no_more",
@@ -54,7 +58,9 @@ PROVOKED_BY = {
     "kernel_service_failed": "engine/test_kernel_requests.py::test_each_errno_is_a_reason_code",
     "kernel_thread": "engine/test_preflight.py::test_kernel_threads",
     "kernel_unsupported": "engine/test_tasks.py",
+    "maintenance_window_closed": "fleet/test_rollouts.py::test_no_wave_begins_outside_the_window",
     "manifest_invalid": "engine/test_refusals.py::test_a_manifest_of_another_schema",
+    "manifest_missing": "compliance/test_formats.py::test_a_report_of_no_cve_is_no_good_news",
     "memory_unreadable": "engine/test_memory.py",
     "memory_unwritable": "engine/test_memory.py",
     "module_signature_required": KERNEL_SERVICE + "::test_secure_boot_wants_a_key_that_is_enrolled",
@@ -65,6 +71,8 @@ PROVOKED_BY = {
     "not_reached": "fleet/test_operation.py",
     "object_malformed": "engine/test_elf_object.py",
     "old_code_mismatch": "engine/test_refusals.py::test_other_old_bytes",
+    "opt_outs_invalid": "engine/test_opt_out.py::test_an_opted_out_process_is_left_as_it_is",
+    "opted_out": "fleet/test_rollouts.py::test_opt_outs",
     "patch_elf_malformed": "engine/test_refusals.py::test_a_truncated_patch_elf",
     "patch_elf_unsupported": "engine/test_refusals.py::test_a_newer_patch_elf",
     "policy_unsupported": "engine/test_refusals.py::test_declared_points",
@@ -73,15 +81,24 @@ PROVOKED_BY = {
     "region_too_small": "engine/test_link.py",
     "required_patch_missing": "engine/test_refusals.py::test_a_missing_requirement",
     "result_invalid": "unit/plugins/modules/test_live_patch.py",
+    "rollout_journal_invalid": "unit/plugins/plugin_utils/test_rollout_journal.py",
+    "rollout_policy_invalid": "unit/plugins/action/test_rollout.py::test_a_policy_that_is_wrong",
+    "rollout_revert_failed": "fleet/test_rollouts.py::test_each_gate_names_what_is_unwell",
+    "rollout_reverted": "fleet/test_rollouts.py",
     "seccomp_forbids": "engine/test_refusals.py::test_a_filter_that_forbids",
+    "revocations_invalid": "engine/test_trust.py",
     # No processor here lets Linux give a program a shadow stack: the status line stands in.
     "shadow_stack": "engine/test_preflight.py::test_a_shadow_stack",
     "signature_invalid": "engine/test_refusals.py::test_an_altered_manifest",
     "signature_missing": "engine/test_refusals.py::test_an_unsigned_bundle",
+    "signer_expired": "engine/test_trust.py",
+    "signer_revoked": "engine/test_trust.py",
     "signer_unknown": "engine/test_refusals.py::test_a_signature_of_a_stranger",
+    "signing_failed": "unit/plugins/action/test_signature.py",
     "stack_switching": "engine/test_refusals.py::test_a_program_that_switches_stacks",
     "still_required": "engine/test_refusals.py::test_a_missing_requirement",
     "stragglers": "engine/test_refusals.py::test_a_straggler",
+    "store_invalid": "engine/test_store.py::test_the_list_of_what_is_wanted_is_damaged",
     "superseded": "engine/test_refusals.py::test_a_superseded_patch",
     "symbol_not_found": "engine/test_refusals.py::test_a_symbol_that_nobody_has",
     "symbol_out_of_reach": "engine/test_link.py",
@@ -93,6 +110,9 @@ PROVOKED_BY = {
     "thread_unstoppable": "engine/test_stops.py",
     "transition_open": "engine/test_refusals.py::test_a_straggler",
     "unsupported_relocation": "engine/test_refusals.py::test_an_unsupported_relocation",
+    "watch_failed": "unit/plugins/modules/test_applier.py",
+    "watch_running": "engine/test_watch.py::test_one_watch_per_store",
+    "watch_unsupported": "unit/plugins/modules/test_applier.py",
     "usage": "engine/test_refusals.py::test_an_unknown_patch",
 }
 
@@ -138,7 +158,7 @@ def test_the_test_that_is_named_provokes_it(code):
 @pytest.mark.parametrize("code", sorted(REASONS))
 def test_every_code_is_given_somewhere(code):
     """A code that nobody raises promises something that does not happen."""
-    sources = [*APPLIER.rglob("*.py"), *PLUGINS.rglob("*.py")]
+    sources = [*APPLIER.rglob("*.py"), *PLUGINS.rglob("*.py"), *ROLES.rglob("tasks/*.yml")]
     words = re.compile(rf"\b{code}\b")
     given = [
         path for path in sources if path.name != "errors.py" and words.search(path.read_text())

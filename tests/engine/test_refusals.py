@@ -20,6 +20,7 @@ import time
 import pytest
 import sample_patch
 import wfpatch.plan
+from proof.backends import ptrace_only
 from proof.bundles import SignedStore, make_key
 from wfpatch.backend import ptrace_requests
 from wfpatch.cli import EXIT_OF_REASON
@@ -295,6 +296,7 @@ def test_a_program_that_uses_gs(world):
     assert str(world.pid) in run.result["message"]
 
 
+@ptrace_only
 def test_a_traced_process(world):
     world.add()
     tracer = os.fork()

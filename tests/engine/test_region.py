@@ -11,6 +11,8 @@ from wfpatch.region import (
     MARGIN,
     PAGE,
     REACH,
+    ROWS,
+    ROWS_OF_LARGE_TABLES,
     SLOTS_PER_PAGE,
     Region,
     RegionLayout,
@@ -103,7 +105,7 @@ def test_slots_outside_are_refused(slot):
         Region(0x10_0000_0000, RegionLayout()).dispatch_cell(0, slot)
 
 
-@pytest.mark.parametrize("row", [-1, 8])
+@pytest.mark.parametrize("row", [-1, ROWS])
 def test_rows_outside_are_refused(row):
     region = Region(0x10_0000_0000, RegionLayout())
     for refused in (region.row_cell, region.descriptor, lambda row: region.plain_cell(row, 0)):
@@ -134,6 +136,12 @@ def test_a_stress_layout_holds_what_it_is_for():
     assert layout.slots >= 3651
     assert layout.descriptor_size >= 0x100 + layout.cells + 16 * 3 * 3651
     assert layout.free_text >= 80_000
+
+
+def test_large_tables_have_fewer_rows():
+    assert RegionLayout.for_load(504, 100, 0).rows == ROWS
+    assert RegionLayout.for_load(505, 100, 0).rows == ROWS_OF_LARGE_TABLES < ROWS
+    assert RegionLayout.for_load(505, 100, 0, rows=5).rows == 5
 
 
 def test_slot_texts_do_not_overlap():

@@ -60,6 +60,7 @@ from wfpatch.discovery import find_targets
 from wfpatch.live_process import open_process
 from wfpatch.live_region import LiveRegion
 from wfpatch.observe import HeldRow
+from wfpatch.region import ROWS
 
 
 @dataclass
@@ -337,7 +338,7 @@ def armed_in_part(world: World) -> list[str]:
 def reused_row(world: World) -> list[str]:
     """Thread 0 is in new code, in the row of a generation, when that generation is left."""
     trees = world.trees
-    world.monkeypatch.setattr("wfpatch.rows.ROWS_NEEDED", 7)
+    world.monkeypatch.setattr("wfpatch.rows.ROWS_NEEDED", ROWS - 1)
     trees.run(1, "fp")
     trees.until_blocked(1)
     world.begin("fgk")
@@ -542,7 +543,7 @@ def test_stale_words_of_stub_text_are_cleared_by_unwinding(world, cleared):
     report = patching.apply("fix-2", timeout=10 if cleared else 1)
     assert report.state == ("patched" if cleared else "partial"), told(report)
     # Rows become free in spite of it, too.
-    world.monkeypatch.setattr("wfpatch.rows.ROWS_NEEDED", 8)
+    world.monkeypatch.setattr("wfpatch.rows.ROWS_NEEDED", ROWS)
     if cleared:
         trees.set("expect", 1)
         patching.reverted("fix-2")

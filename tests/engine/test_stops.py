@@ -212,6 +212,54 @@ def test_a_stopped_process_stays_stopped(program, start):
         assert stopped.registers.gs_base == 8192
 
 
+def test_the_processor_that_a_thread_waits_for_is_visited(program, start, monkeypatch):
+    allowed = os.sched_getaffinity(0)
+    if len(allowed) < 2:
+        pytest.skip("one processor: there is nobody else to wait for")
+    process = start(program("threads"), 0, 1)
+    session = open_session(process.pid)
+    runner = session.tasks()[-1].tid
+    elsewhere = max(allowed)
+    os.sched_setaffinity(runner, {elsewhere})
+    asked = []
+    true_setaffinity = os.sched_setaffinity
+
+    def recorded(tid, mask):
+        true_setaffinity(tid, mask)
+        asked.append((set(mask), read_stat(os.getpid(), os.getpid()).processor))
+
+    monkeypatch.setattr(os, "sched_setaffinity", recorded)
+    os.sched_setaffinity(0, {min(allowed)})
+    os.sched_setaffinity(0, allowed)
+    del asked[:]
+    # Whether a thread keeps us waiting for as long as the patience lasts is chance.
+    monkeypatch.setattr("wfpatch.backend.stops._PATIENCE_NS", 0)
+    rounds = 0
+    while not asked:
+        with session.visit(runner, "test") as stopped:
+            assert stopped.registers.rip
+        rounds += 1
+        assert rounds < 2000
+    assert asked[0] == ({elsewhere}, elsewhere)
+    assert [mask for mask, _ in asked] == [{elsewhere}, allowed]
+    assert os.sched_getaffinity(0) == allowed
+
+
+def test_a_processor_that_may_not_be_visited_is_no_error(program, start, monkeypatch):
+    process = start(program("threads"), 0, 1)
+    session = open_session(process.pid)
+
+    def refuse(*_):
+        raise OSError(22, "planted")
+
+    monkeypatch.setattr(os, "sched_setaffinity", refuse)
+    monkeypatch.setattr("wfpatch.backend.stops._PATIENCE_NS", 0)
+    for _ in range(50):
+        for task in session.tasks():
+            with session.visit(task.tid, "test") as stopped:
+                assert stopped.registers.rip
+
+
 def test_no_signal_is_lost_or_doubled(program, start):
     process = start(program("queued_signals"))
     session = open_session(process.pid)

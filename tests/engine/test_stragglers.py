@@ -102,6 +102,31 @@ def test_open_transition_can_be_reverted(world):
     trees.assert_consistent()
 
 
+def test_revert_of_an_open_transition_that_stays_open_is_no_tampering(world):
+    """One thread is still in old code, another already in new code: neither way is at its end."""
+    trees, patching = world
+    _add(patching)
+    trees.set("expect", 2)
+    assert patching.apply("fix-2", timeout=1).state == "partial"
+    trees.run(1, "fpg.k")
+    trees.until_blocked(1)
+    trees.set("expect", 1)
+    report = patching.revert("fix-2", timeout=1)
+    assert report.state in ("partial", "pending"), told(report)
+    assert report.reason == "stragglers", told(report)
+    assert patching.status().state == report.state
+    trees.go(1)
+    trees.until_idle(1)
+    assert trees.trace(1) == ["f2", "g2", "k2"]
+    patching.reverted("fix-2")
+    trees.go(0)
+    trees.until_idle(0)
+    assert trees.trace(0) == ["f1", "g1", "k1"]
+    trees.set("expect", 2)
+    patching.patched("fix-2")
+    trees.assert_consistent()
+
+
 def test_thread_in_new_code_delays_a_revert(world):
     """The same the other way round: who is in new code stays new until it leaves."""
     trees, patching = world

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from wfpatch.seccomp import SeccompState
     from wfpatch.syscalls import SystemCall
     from wfpatch.tasks import Look, Task
+    from wfpatch.unwind import Grounds
 
 # (tid, fs_base) -> [low, high) of the thread's own stack, None when it cannot be told.
 StackBounds = Callable[[int, int], Optional[tuple[int, int]]]
@@ -94,6 +95,8 @@ class Visit(Protocol):
     """A stopped thread, or one as it was at a moment when it ran no user code."""
 
     tid: int
+    #: Whether it is stopped; else all that is known of it is how it was at that moment.
+    stopped: bool
 
     @property
     def registers(self) -> UserRegisters:
@@ -102,9 +105,9 @@ class Visit(Protocol):
     def set_registers(self) -> None:
         """Make ``registers``, as changed by the caller, the thread's registers."""
 
-    def set_gs_base(self, value: int) -> None:
+    def set_gs_base(self, value: int, grounds: Optional[Grounds] = None) -> None:
         """Set the GS base, verified by reading it back; of a thread that is not stopped, only if
-        it is as it was. Raises Failed("thread_unstoppable") when it is not."""
+        it is as it was, or has its ``grounds`` again. Raises Failed("thread_unstoppable") else."""
 
     def unchanged(self) -> bool:
         """Whether all of the thread's memory is as it was when the visit began."""

@@ -20,6 +20,7 @@ from wfpatch.maps import MemoryMap
 from wfpatch.seccomp import NO_SECCOMP, SeccompState
 from wfpatch.syscalls import MAP_ANONYMOUS, NR_MMAP, NR_MUNMAP, PROT_EXEC, PROT_WRITE, SystemCall
 from wfpatch.tasks import status_fields
+from wfpatch.unwind import Grounds
 
 ROW_SIZE = 4096
 #: How long a running thread is waited for, in milliseconds: many share a processor.
@@ -71,6 +72,9 @@ def _as_refusal(error: OSError, pid: int, doing: str) -> Failed | Refused:
 class KernelVisit:
     """A thread as it was at one moment (backend.Visit); moved only if it is as it was then."""
 
+    #: No thread ever is, here.
+    stopped = False
+
     def __init__(
         self, session: KernelSession, seen: kernel_requests.Thread, stack: bytes, high: int
     ) -> None:
@@ -85,12 +89,18 @@ class KernelVisit:
         """Never called: only a hold changes registers."""
         raise AssertionError("a thread that is not stopped has no registers to set")
 
-    def set_gs_base(self, value: int) -> None:
-        """Move the thread to another row, if it is where it was.
+    def set_gs_base(self, value: int, grounds: Grounds | None = None) -> None:
+        """Move the thread to another row, if it is where it was, or comes by there again.
 
-        Raises Failed: thread_unstoppable when it has moved on, thread_gone.
+        Raises Failed: thread_unstoppable when it does not, thread_gone.
         """
-        self._session.move(self._seen, self._stack, value // ROW_SIZE)
+        row = value // ROW_SIZE
+        try:
+            self._session.move(self._seen, self._stack, row)
+        except Failed as error:
+            if error.reason != "thread_unstoppable" or grounds is None:
+                raise
+            self._session.move_at(self._seen, grounds, row)
         self.registers.gs_base = value
 
     def unchanged(self) -> bool:
@@ -335,6 +345,21 @@ class KernelSession(ProcessView):
     def move(self, seen: kernel_requests.Thread, stack: bytes, row: int) -> None:
         """Move a thread to ``row`` if it is as it was ``seen``; raises as visit() does."""
         self._expect(seen, stack, kernel_requests.THREAD_MOVE, row)
+
+    def move_at(self, seen: kernel_requests.Thread, grounds: Grounds, row: int) -> None:
+        """Move a thread to ``row`` when it is next seen with the same ``grounds``; it may run
+        meanwhile. Raises as visit() does."""
+        if not 0 < len(grounds.words) <= kernel_requests.MAX_WORDS:
+            raise Failed(
+                "thread_unstoppable", f"thread {seen.tid} has too many frames", tid=seen.tid
+            )
+        flags = kernel_requests.THREAD_MOVE | kernel_requests.THREAD_WORDS
+        if grounds.frame_pointer:
+            flags |= kernel_requests.THREAD_FRAME
+        words = (kernel_requests.Word * len(grounds.words))(
+            *(kernel_requests.Word(*word) for word in grounds.words)
+        )
+        self._expect(seen, bytes(words), flags, row)
 
     def slept(self, seen: kernel_requests.Thread, stack: bytes) -> bool:
         """Whether a thread has been asleep since it was ``seen``."""

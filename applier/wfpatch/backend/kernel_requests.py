@@ -42,6 +42,9 @@ REASON_MODE = 9
 
 THREAD_MOVE = 1
 THREAD_EXPECT = 2
+THREAD_WORDS = 4
+THREAD_FRAME = 8
+MAX_WORDS = 1024
 
 SEEN_ASLEEP = 1
 
@@ -188,6 +191,12 @@ class List(ctypes.Structure):
         ("n_threads", _U32),
         ("entry_size", _U32),
     )
+
+
+class Word(ctypes.Structure):
+    """struct wfpatch_word."""
+
+    _fields_ = (("address", _U64), ("value", _U64))
 
 
 class Thread(ctypes.Structure):

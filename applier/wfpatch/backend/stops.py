@@ -30,6 +30,7 @@ from wfpatch.syscalls import (
     RETURNS_EINTR_ON_STOP,
 )
 from wfpatch.tasks import read_stat, read_status
+from wfpatch.unwind import Grounds
 
 _WALL = 0x40000000  # __WALL: threads too
 _WAIT = os.WNOHANG | _WALL
@@ -39,6 +40,7 @@ _CHILD = frozenset({signal.SIGCHLD})
 _SEIZES = 3
 _REAP_AFTER = 0.02
 _REMIND_AFTER = 0.1
+_PATIENCE_NS = 150_000  # a task that a processor is free for has stopped by then
 _SLICE_NS = 2_000_000  # a wake-up may get lost to another thread of ours: look again this often
 
 RESTART_BLOCK = -516  # include/linux/errno.h: ERESTART_RESTARTBLOCK
@@ -307,7 +309,7 @@ class Tracee:
         """True: it is stopped."""
         return True
 
-    def set_gs_base(self, value: int) -> None:
+    def set_gs_base(self, value: int, grounds: Grounds | None = None) -> None:
         """Set the GS base. Raises Failed("applier_failed") when it does not read back as set."""
         self.require_same_memory()
         ptrace_requests.poke_gs_base(self.tid, value)
@@ -520,6 +522,26 @@ class ReapWhileSeizing:
         self._done.set()
 
 
+def end_time_slice_on_processor_of(tgid: int, tid: int) -> None:
+    """Visit the processor whose queue a task waits in.
+
+    A task that was asked to stop has to run for a moment. Woken on a processor that another one
+    computes on, it may be kept waiting for that one's time slice (2 to 4 ms) although another
+    processor is idle: ours, as soon as we wait. A real-time thread that comes there ends the time
+    slice, and the scheduler chooses anew. Where we run with no such priority, or may not go there,
+    nothing is gained or lost.
+    """
+    stat = read_stat(tgid, tid)
+    if stat is None:
+        return
+    with suppress(OSError):
+        allowed = os.sched_getaffinity(0)
+        try:
+            os.sched_setaffinity(0, {stat.processor})
+        finally:
+            os.sched_setaffinity(0, allowed)
+
+
 def await_stops(
     tracees: list[Tracee], deadline_ns: int, overdue: OverdueTracees
 ) -> tuple[list[Tracee], list[Tracee]]:
@@ -531,6 +553,7 @@ def await_stops(
     # They stop about in the order in which they were asked: only the first that has not is asked
     # again at each wake-up.
     waiting = tracees[::-1]
+    intervened = False
     while waiting:
         try:
             if waiting[-1].poll():
@@ -542,7 +565,13 @@ def await_stops(
         left = deadline_ns - time.perf_counter_ns()
         if left <= 0:
             break
-        if signal.sigtimedwait(_CHILD, min(left, _SLICE_NS) / 1e9) is None:
+        patience = _SLICE_NS if intervened else _PATIENCE_NS
+        if signal.sigtimedwait(_CHILD, min(left, patience) / 1e9) is not None:
+            pass
+        elif not intervened:
+            intervened = True
+            end_time_slice_on_processor_of(waiting[-1].tgid, waiting[-1].tid)
+        else:
             # A thread that executes a program cannot stop before all others are reaped, and may
             # forget that it was asked.
             for tracee in tracees:

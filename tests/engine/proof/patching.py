@@ -55,15 +55,22 @@ class Patching:
         assert len(result.processes) == 1, result
         return result.processes[0]
 
+    @staticmethod
+    def _to_its_end(options: dict[str, Any]) -> dict[str, Any]:
+        """The options of a run that must come to its end: an emulated machine takes its time."""
+        if backends.NAME != "kernel":
+            return options
+        return {**options, "timeout": max(options.get("timeout", 0), 240)}
+
     def patched(self, patch_id: str, **options: Any) -> ProcessReport:
         """Apply, and insist that it came to its end."""
-        report = self.apply(patch_id, **options)
+        report = self.apply(patch_id, **self._to_its_end(options))
         assert (report.state, report.reason) == ("patched", None), told(report)
         return report
 
     def reverted(self, patch_id: str, **options: Any) -> ProcessReport:
         """Revert, and insist that it came to its end."""
-        report = self.revert(patch_id, **options)
+        report = self.revert(patch_id, **self._to_its_end(options))
         states = {patch.id: patch.state for patch in report.patches}
         assert report.reason is None and states.get(patch_id) == "vulnerable", told(report)
         return report
