@@ -102,12 +102,12 @@ void wf_set_gs_base(struct wf_glance *glance, u64 base)
  */
 size_t wf_read_stack(u64 address, void *to, size_t size)
 {
-	size_t left;
+	size_t left = size;
 
-	if (!access_ok((const void __user *)address, size))
-		return 0;
+	/* Before access_ok(), which in an interrupt warns of its absence (DEBUG_ATOMIC_SLEEP). */
 	pagefault_disable();
-	left = __copy_from_user_inatomic(to, (const void __user *)address, size);
+	if (access_ok((const void __user *)address, size))
+		left = __copy_from_user_inatomic(to, (const void __user *)address, size);
 	pagefault_enable();
 	return size - left;
 }

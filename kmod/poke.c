@@ -354,6 +354,33 @@ static void wf_store_heads(struct wf_arm_job *arm)
 	wf_synchronize_cores();
 }
 
+static void wf_store_again(void *context)
+{
+	const struct wf_arm_job *arm = context;
+	unsigned int i;
+
+	for (i = 0; i < arm->arguments->n_pokes; i++) {
+		u8 *head = wf_site_byte(&arm->sites[i], 0), byte = READ_ONCE(*head);
+
+		/* Stores what is there: nothing can be lost in between. */
+		cmpxchg(head, byte, byte);
+	}
+	sync_core();
+}
+
+/*
+ * Multi-threaded TCG may translate a page anew between a store and its own notice of it, and keep
+ * the old byte; and the processor that stored may then take the page for one without code, so that
+ * it notices none of its own stores for as long as its TLB holds the page. Every processor stores
+ * once more what stays, after all have answered: one that does notice is enough. Else a child that
+ * is forked afterwards could meet a breakpoint from which nobody sends it on.
+ */
+static void wf_settle_sites(struct wf_arm_job *arm)
+{
+	if (boot_cpu_has(X86_FEATURE_HYPERVISOR))
+		on_each_cpu(wf_store_again, arm, 1);
+}
+
 static int wf_poke_sites(struct wf_session *session, struct wf_arm_job *arm)
 {
 	int error;
@@ -364,17 +391,13 @@ static int wf_poke_sites(struct wf_session *session, struct wf_arm_job *arm)
 		if (error) {
 			/* Who was moved runs what means the same: nothing else was changed. */
 			wf_store_breakpoints(arm, true);
+			wf_settle_sites(arm);
 			return error;
 		}
 	}
 	wf_store_tails(arm);
 	wf_store_heads(arm);
-	/*
-	 * Multi-threaded TCG may translate a page anew between a store and its own notice of it,
-	 * and keep the old byte: a second store, after the others have answered, makes it look
-	 * again.
-	 */
-	wf_store_heads(arm);
+	wf_settle_sites(arm);
 	atomic64_add(arm->arguments->n_pokes, &wf_counters[WF_COUNT_POKES]);
 	return 0;
 }

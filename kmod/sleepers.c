@@ -31,6 +31,21 @@ static bool wf_is_asleep(const struct task_struct *task)
 }
 
 /**
+ * wf_sleeps_on - whether a thread has not run since it was looked at asleep
+ * @entry: what a visit knows of it
+ *
+ * What it was judged by then is as it was, but for a page that was not there. Who is woken is
+ * looked at when he sleeps again, or while he runs.
+ */
+bool wf_sleeps_on(const struct wf_entry *entry)
+{
+	const struct task_struct *task = entry->task;
+
+	return entry->was_asleep && READ_ONCE(entry->reason) != WFPATCH_REASON_FAULT &&
+	       entry->asleep_since == READ_ONCE(task->nvcsw) + READ_ONCE(task->nivcsw);
+}
+
+/**
  * wf_visit_sleeper - have a visit judge a thread, if it is asleep
  * @visit: the visit
  * @entry: the thread
@@ -58,6 +73,8 @@ bool wf_visit_sleeper(struct wf_visit *visit, struct wf_entry *entry)
 
 		wf_count(WF_COUNT_SLEEPERS);
 		done = visit->judge(visit, entry, &glance);
+		entry->was_asleep = true;
+		entry->asleep_since = glance.switches;
 	}
 	raw_spin_unlock_irqrestore(&task->pi_lock, flags);
 	return done;

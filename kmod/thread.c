@@ -17,7 +17,7 @@ struct wf_thread_job {
 	struct wf_job job;
 	struct wfpatch_thread *arguments;
 	struct task_struct *task;
-	u8 *stack;	/* the copy; with EXPECT: what is expected */
+	u8 *stack;	/* the copy; with EXPECT: what is expected, with WORDS by words */
 	u8 *again;	/* with EXPECT: room for what is there */
 	int result;
 };
@@ -58,6 +58,24 @@ static void wf_describe_registers(struct wfpatch_registers *to, const struct wf_
 	wf_describe_segments(to, glance);
 }
 
+static bool wf_words_are_as_expected(const struct wf_thread_job *job,
+				     const struct wf_glance *glance)
+{
+	const struct wfpatch_thread *expected = job->arguments;
+	const struct wfpatch_word *words = (const struct wfpatch_word *)job->stack;
+	size_t i, n = expected->stack_length / sizeof(*words);
+	u64 found;
+
+	if (expected->flags & WFPATCH_THREAD_FRAME &&
+	    glance->registers->bp != expected->registers.bp)
+		return false;
+	for (i = 0; i < n; i++)
+		if (wf_read_stack(words[i].address, &found, sizeof(found)) != sizeof(found) ||
+		    found != words[i].value)
+			return false;
+	return n;
+}
+
 static bool wf_is_as_expected(const struct wf_thread_job *job, const struct wf_glance *glance)
 {
 	const struct wfpatch_thread *expected = job->arguments;
@@ -70,6 +88,8 @@ static bool wf_is_as_expected(const struct wf_thread_job *job, const struct wf_g
 	if (!glance->running && expected->seen & WFPATCH_SEEN_ASLEEP &&
 	    glance->switches == expected->switches)
 		return true;
+	if (expected->flags & WFPATCH_THREAD_WORDS)
+		return wf_words_are_as_expected(job, glance);
 	return size && wf_read_stack(round_down(registers->sp, 8), job->again, size) == size &&
 	       !memcmp(job->again, job->stack, size);
 }
@@ -120,6 +140,8 @@ static bool wf_judge_thread(struct wf_visit *visit, struct wf_entry *entry,
 		job->result = wf_thread_expect(job, glance);
 	else
 		job->result = wf_thread_capture(job, glance);
+	if (job->result == -ESTALE && job->arguments->flags & WFPATCH_THREAD_WORDS)
+		return false;
 	/* The hand reads the job once it sees this. */
 	smp_store_release(&entry->state, WFPATCH_STATE_CLEAR);
 	return true;
@@ -138,7 +160,7 @@ static int wf_run_thread(struct wf_session *session, struct wf_job *of)
 	error = wf_visit_threads(&visit, deadline, NULL, false);
 	wf_visit_release(&visit);
 	if (error == -ETIME)
-		return -EAGAIN;
+		return job->result == -ESTALE ? -ESTALE : -EAGAIN;
 	if (error == -ESRCH)
 		return -ENOENT;
 	return error ? error : job->result;
@@ -148,7 +170,16 @@ static bool wf_valid_thread(const struct wfpatch_thread *arguments)
 {
 	u32 flags = arguments->flags;
 
-	if (flags & ~(WFPATCH_THREAD_MOVE | WFPATCH_THREAD_EXPECT))
+	if (flags & ~(WFPATCH_THREAD_MOVE | WFPATCH_THREAD_EXPECT | WFPATCH_THREAD_WORDS |
+		      WFPATCH_THREAD_FRAME))
+		return false;
+	if (flags & WFPATCH_THREAD_WORDS && !(flags & WFPATCH_THREAD_EXPECT))
+		return false;
+	if (flags & WFPATCH_THREAD_FRAME && !(flags & WFPATCH_THREAD_WORDS))
+		return false;
+	if (flags & WFPATCH_THREAD_WORDS &&
+	    (arguments->stack_length % sizeof(struct wfpatch_word) ||
+	     arguments->stack_length > WFPATCH_MAX_WORDS * sizeof(struct wfpatch_word)))
 		return false;
 	/* Nobody is moved of whom nothing is known. */
 	if (flags & WFPATCH_THREAD_MOVE && !(flags & WFPATCH_THREAD_EXPECT))

@@ -20,6 +20,15 @@
 
 /* How many looks at sleepers lie between two looks for processors that have come. */
 #define WF_PASSES	256
+/* Of more threads than these, those that run are sampled while those that sleep are looked at. */
+#define WF_MANY		64
+/*
+ * The hand is of a real-time class: before it has kept its processor for longer than this from the
+ * threads that it visits, it rests as long as it worked. In nanoseconds.
+ */
+#define WF_WORK		(100 * NSEC_PER_USEC)
+/* The list of tasks is read for so small a part of the time. */
+#define WF_READING	8
 
 /**
  * wf_visit_setup - make a visit
@@ -216,22 +225,39 @@ void wf_fault_in(u64 address)
 		return;
 }
 
-/* One look at each thread that is not done. Return: how many still are not. */
-static unsigned int wf_visit_pass(struct wf_visit *visit)
+static void wf_rest(u64 *since)
+{
+	u64 worked = ktime_get_ns() - *since;
+
+	if (worked < WF_WORK)
+		return;
+	worked = div_u64(worked, NSEC_PER_USEC);
+	usleep_range(worked, 2 * worked);
+	*since = ktime_get_ns();
+}
+
+/*
+ * One look at each thread that is not done, but for sleepers of whom it is known what it would
+ * show. Return: how many still are not.
+ */
+static unsigned int wf_visit_pass(struct wf_visit *visit, bool once)
 {
 	struct wf_entry *entry;
 	unsigned int waiting = 0;
+	u64 since = ktime_get_ns();
 
 	list_for_each_entry(entry, &visit->entries, link) {
 		/* Pairs with the releases of the judges. */
 		if (smp_load_acquire(&entry->state) != WFPATCH_STATE_WAITING)
 			continue;
-		if (wf_visit_sleeper(visit, entry))
-			continue;
-		if (READ_ONCE(entry->reason) == WFPATCH_REASON_FAULT)
-			wf_fault_in(READ_ONCE(entry->hit_at));
 		waiting++;
-		cond_resched();
+		if (wf_sleeps_on(entry) || (once && READ_ONCE(entry->seen)))
+			continue;
+		if (wf_visit_sleeper(visit, entry))
+			waiting--;
+		else if (READ_ONCE(entry->reason) == WFPATCH_REASON_FAULT)
+			wf_fault_in(READ_ONCE(entry->hit_at));
+		wf_rest(&since);
 	}
 	return waiting;
 }
@@ -261,10 +287,13 @@ static bool wf_all_seen(const struct wf_visit *visit)
  */
 int wf_visit_threads(struct wf_visit *visit, unsigned long deadline, const bool *cancel, bool once)
 {
+	u64 begun, next = 0;
 	unsigned int passes = 0;
 	int news;
 
 	news = wf_visit_enumerate(visit);
+	if (visit->n_entries > WF_MANY)
+		wf_sampler_publish(visit);
 	while (news >= 0) {
 		bool finished;
 
@@ -272,7 +301,7 @@ int wf_visit_threads(struct wf_visit *visit, unsigned long deadline, const bool 
 			news = -ESRCH;
 			break;
 		}
-		finished = !wf_visit_pass(visit);
+		finished = !wf_visit_pass(visit, once);
 		if (once && (finished || wf_all_seen(visit)))
 			break;
 		if (finished) {
@@ -290,8 +319,11 @@ int wf_visit_threads(struct wf_visit *visit, unsigned long deadline, const bool 
 			wf_sampler_publish(visit);
 		/* Nothing tells when a thread falls asleep; samplers need no wake-up. */
 		usleep_range(passes < 8 ? 100 : 500, passes < 8 ? 200 : 1000);
-		if (passes % 4 == 0)
+		begun = ktime_get_ns();
+		if (passes % 4 == 0 && begun >= next) {
 			news = wf_visit_enumerate(visit);
+			next = ktime_get_ns() + WF_READING * (ktime_get_ns() - begun);
+		}
 	}
 	wf_sampler_withdraw(visit);
 	return news < 0 ? news : 0;

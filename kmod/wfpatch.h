@@ -96,6 +96,8 @@ struct wf_glance {
  * @state: WFPATCH_STATE_*; everything else is complete once it is not WAITING (release/acquire)
  * @pass: of the enumeration that found it last
  * @initial: whether the first one did
+ * @was_asleep: whether it was examined asleep
+ * @asleep_since: how often it had been switched out then
  * @seen: whether it was examined at all
  * @rcu: for its end
  *
@@ -119,6 +121,8 @@ struct wf_entry {
 	u64 hit_at;
 	u64 hit_word;
 	u64 switches;
+	u64 asleep_since;
+	bool was_asleep;
 	bool seen;
 	struct rcu_head rcu;
 };
@@ -261,6 +265,7 @@ const struct wfpatch_range *wf_find_range(const struct wfpatch_range *ranges, un
 bool wf_judge_visit(struct wf_visit *visit, struct wf_entry *entry, struct wf_glance *glance);
 
 /* sleepers.c */
+bool wf_sleeps_on(const struct wf_entry *entry);
 bool wf_visit_sleeper(struct wf_visit *visit, struct wf_entry *entry);
 
 /* sampler.c */

@@ -139,13 +139,22 @@ static void third_of_a_second(int unused)
 
 static void on_another_stack(void)
 {
-	static __thread char stack[32 << 10];
+	/* In the same mapping as the stack that it is another than. */
+	char stack[16 << 10];
 	stack_t alternate = { .ss_sp = stack, .ss_size = sizeof(stack) };
 	struct sigaction action = { .sa_handler = third_of_a_second, .sa_flags = SA_ONSTACK };
 
 	sigaltstack(&alternate, NULL);
 	sigaction(SIGUSR1, &action, NULL);
 	raise(SIGUSR1);
+}
+
+/* How long a sleeper sleeps, in microseconds: all together wake 1000 times a second, or few do. */
+static unsigned int nap;
+
+static unsigned int nap_of(unsigned int sleepers)
+{
+	return sleepers < 20 ? 20000 : sleepers * 1000;
 }
 
 static void *live(void *of)
@@ -162,7 +171,7 @@ static void *live(void *of)
 
 		switch (life.kind) {
 		case SLEEP:
-			usleep(20000);
+			usleep(nap);
 			break;
 		case COMPUTE:
 			for (i = 0; i < 100000; i++)
@@ -184,11 +193,11 @@ static void *live(void *of)
 				third_of_a_second(0);
 				_exit(0);
 			}
-			usleep(1000);
+			usleep(20000);
 			break;
 		case HANDLER:
 			on_another_stack();
-			usleep(1000);
+			usleep(20000);
 			break;
 		case STORM:
 			if (!pthread_create(&other, NULL, storm_child, NULL))
@@ -223,8 +232,10 @@ static void fork_storm(void)
 		if (pid < 0 || waitpid(pid, &status, 0) != pid)
 			continue;
 		atomic_fetch_add(&shared->forks, 1);
-		if (status)
+		if (status) {
+			atomic_store(&shared->child_status, status);
 			atomic_fetch_add(&shared->children_failed, 1);
+		}
 		usleep(500);
 	}
 }
@@ -240,6 +251,7 @@ pid_t start_victim(struct crowd crowd)
 		count += numbers[i];
 
 	memset(shared, 0, sizeof(*shared));
+	nap = nap_of(crowd.sleepers);
 	fflush(NULL);
 	pid = fork();
 	if (pid == 0) {
@@ -266,8 +278,13 @@ pid_t start_victim(struct crowd crowd)
 		usleep(700000);
 		_exit(0);
 	}
-	for (i = 0; i < 60000 && atomic_load(&shared->ready) < (int)count; i++)
+	for (i = 0; i < 60000 && atomic_load(&shared->ready) < (int)count; i++) {
+		siginfo_t ended = { .si_pid = 0 };
+
+		if (!waitid(P_PID, pid, &ended, WEXITED | WNOHANG | WNOWAIT) && ended.si_pid)
+			break;
 		usleep(1000);
+	}
 	CHECK(atomic_load(&shared->ready) == (int)count, "the victim did not start");
 	return pid;
 }
@@ -281,8 +298,8 @@ void end_victim(pid_t pid)
 	CHECK(!atomic_load(&shared->wrong), "%ld wrong calls", atomic_load(&shared->wrong));
 	CHECK(!atomic_load(&shared->regressions), "%ld threads went back",
 	      atomic_load(&shared->regressions));
-	CHECK(!atomic_load(&shared->children_failed), "%ld children failed",
-	      atomic_load(&shared->children_failed));
+	CHECK(!atomic_load(&shared->children_failed), "%ld children failed, one with status %#x",
+	      atomic_load(&shared->children_failed), atomic_load(&shared->child_status));
 }
 
 /* -- pokes ----------------------------------------------------------------------------------- */

@@ -60,6 +60,7 @@ struct shared {
 	atomic_long wrong;
 	atomic_long forks;
 	atomic_long children_failed;
+	atomic_int child_status; /* of the last of them */
 	atomic_long regressions; /* a GS base that became smaller */
 	atomic_int tids[THREADS_MOST];
 	atomic_ulong gs[THREADS_MOST];

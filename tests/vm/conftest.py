@@ -16,10 +16,17 @@ HERE = pathlib.Path(__file__).resolve().parent
 TOP = HERE.parents[1]
 sys.path[:0] = [str(HERE), str(HERE.parent / "fleet"), str(HERE.parent / "apps")]
 
+import live_patching  # noqa: E402
+from live_patching import Signer  # noqa: E402
 from rig import image, machine  # noqa: E402
 from rig.machine import Machine, Spec  # noqa: E402
 
 Booter = Callable[[Spec], Machine]
+#: The demonstration's bundles; the second redis one replaces a function of the first again.
+RECIPES = {
+    "redis": ("redis-cve-2026-25243", "redis-cve-2026-66373"),
+    "memcached": ("memcached-meta-debug-exptime", "memcached-incr-large-number"),
+}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -78,13 +85,20 @@ def programs() -> list[pathlib.Path]:
 
 
 def with_service(made: Machine, series: str) -> Machine:
-    """The machine with the kernel service loaded anew and the test program at hand."""
+    """The machine with the kernel service loaded anew and the test programs at hand."""
+    bring(made, module_for(series))
+    return made
+
+
+def bring(made: Machine, module: pathlib.Path) -> None:
+    """Load a module anew, and bring the test programs."""
     made.run("grep -q '^wfpatch ' /proc/modules && rmmod wfpatch || true")
-    made.put(module_for(series), "/root/wfpatch.ko")
+    made.put(module, "/root/wfpatch.ko")
     for program in programs():
         made.put(program, f"/root/{program.name}")
     made.run("insmod /root/wfpatch.ko && udevadm settle")
-    return made
+    # Programs of four thousand threads are started by way of it.
+    made.run("systemctl set-property --runtime ssh.service TasksMax=infinity")
 
 
 @pytest.fixture
@@ -102,3 +116,20 @@ def quiet_kernel(made: Machine) -> Iterator[None]:
     yield
     assert made.alarms()[before:] == []
     assert made.alive(), made.console.read_text(errors="replace")[-3000:]
+
+
+@pytest.fixture(scope="session")
+def signer(tmp_path_factory: pytest.TempPathFactory) -> Signer:
+    return live_patching.make_signer(tmp_path_factory.mktemp("signer"))
+
+
+@pytest.fixture(scope="session")
+def bundles(signer: Signer, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    folder = tmp_path_factory.mktemp("bundles")
+    made: dict[str, list[str]] = {}
+    for service, recipes in RECIPES.items():
+        for recipe in recipes:
+            bundle, said = live_patching.build(recipe, folder, signer)
+            assert bundle, said
+            made.setdefault(service, []).append(str(bundle))
+    return made

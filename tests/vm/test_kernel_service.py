@@ -7,15 +7,19 @@ One machine lives through all of it, in the order of the file; some of it cannot
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pathlib
 import re
+import shutil
 from collections.abc import Callable, Iterator
 
 import live_patching
 import pytest
-from live_patching import Run
+from conftest import TOP
+from live_patching import Run, Signer
 from rig.machine import Machine, Spec, running
+from test_services import patched_reverted_and_patched_again
 
 pytestmark = pytest.mark.timeout(1800)
 
@@ -59,6 +63,16 @@ def traces(machine: Machine) -> str:
         " 2>/dev/null; dkms status wfpatch; find /lib/modules -name 'wfpatch*';"
         " grep ^wfpatch /proc/modules; true"
     ).stdout
+
+
+@contextlib.contextmanager
+def open_session(machine: Machine) -> Iterator[None]:
+    """Somebody works with the kernel service for the duration of the block."""
+    machine.run(f"rm -f /root/said; cat > /root/session.py <<'EOF'\n{SESSION}\nEOF")
+    machine.run("systemd-run --unit session --collect python3 /root/session.py")
+    machine.run("timeout 60 sh -c 'until grep open /root/said; do sleep 0.2; done'")
+    yield
+    machine.run("systemctl stop session")
 
 
 def device(machine: Machine) -> str:
@@ -142,20 +156,55 @@ def test_the_device_and_the_boot(machine: Machine) -> None:
     assert "Permission denied" in refused.stderr
 
 
+def test_stock_services_are_patched_by_what_was_built(
+    machine: Machine,
+    bundles: dict[str, list[str]],
+    signer: Signer,
+    tmp_path: pathlib.Path,
+) -> None:
+    patched_reverted_and_patched_again(machine, bundles, signer, tmp_path)
+    assert machine.alarms() == []
+
+
 def test_it_is_not_removed_while_a_session_is_open(machine: Machine, play: Play) -> None:
-    machine.run(f"cat > /root/session.py <<'EOF'\n{SESSION}\nEOF")
-    machine.run("systemd-run --unit session --collect python3 /root/session.py")
-    machine.run("timeout 60 sh -c 'until grep open /root/said; do sleep 0.2; done'")
     before = traces(machine)
-    assert machine.run("rmmod wfpatch", check=False).returncode != 0
-    run = play("uninstall")
+    with open_session(machine):
+        assert machine.run("rmmod wfpatch", check=False).returncode != 0
+        run = play("uninstall")
     assert run.code == 2
     (host,) = run.report["hosts"]
     assert host["reason"] == "kernel_service_busy"
     assert re.search(r"in use \(1, by python3\[\d+\]\)", run.output)
     assert traces(machine) == before
     assert machine.run("test -e /usr/local/sbin/wfpatch").returncode == 0
-    machine.run("systemctl stop session")
+
+
+@pytest.mark.slow
+def test_another_version_takes_its_place(
+    machine: Machine, play: Play, tmp_path: pathlib.Path
+) -> None:
+    """Not while somebody works with the one that is there; then nothing is left of that one."""
+    newer = tmp_path / "kmod"
+    shutil.copytree(TOP / "kmod", newer, ignore=shutil.ignore_patterns(".build"))
+    for name in ("dkms.conf", "wfpatch.h"):
+        text = (newer / name).read_text()
+        assert text.count('"0.1.0"') == 1
+        (newer / name).write_text(text.replace('"0.1.0"', '"0.1.1"'))
+    settings = {"wfpatch_kernel_service": "required", **SIGNED}
+    with open_session(machine):
+        run = play("install", wfpatch_kernel_service_src=str(newer), **settings)
+        assert run.code == 2
+        assert "kernel_service_busy" in run.output
+        assert machine.run("cat /sys/module/wfpatch/version").stdout == "0.1.0\n"
+    for source, version in ((newer, "0.1.1"), (TOP / "kmod", "0.1.0")):
+        run = play("install", wfpatch_kernel_service_src=str(source), **settings)
+        assert (run.code, run.changed) == (0, {"vm": 1})
+        assert machine.run("cat /sys/module/wfpatch/version").stdout == f"{version}\n"
+        assert machine.run("modinfo -F version wfpatch").stdout == f"{version}\n"
+        assert machine.run("ls -d /usr/src/wfpatch-*").stdout == f"/usr/src/wfpatch-{version}\n"
+        status = machine.run("dkms status wfpatch").stdout
+        assert re.fullmatch(rf"wfpatch/{re.escape(version)}, \S+, x86_64: installed\n", status)
+    assert machine.alarms() == []
 
 
 def test_a_kernel_that_wants_a_trusted_signature(machine: Machine, play: Play) -> None:

@@ -16,6 +16,9 @@ PROCESSORS = {
     "nopti-fsgsbase": "pti=off",
     "nopti-nofsgsbase": "pti=off nofsgsbase",
 }
+#: Of a program that is visited: threads, and how many of them compute, for each processor.
+THREADS = (8, 64, 512, 4000)
+HOGS = (1, 16)
 
 
 def ask(made: Machine, *words: object, timeout: float = 900, program: str = "selftest") -> str:
@@ -37,15 +40,23 @@ def test_everything(vm: Machine) -> None:
 @pytest.mark.slow
 def test_processors(boot: Booter, series: str, append: str, cpus: int) -> None:
     made = with_service(boot(Spec(kernel=series, cpus=cpus, append=append)), series)
-    features = int(re.findall(r"features (0x\w+)", ask(made, "info"))[0], 16)
+    features = int(re.findall(r"features (\w+)", ask(made, "info"))[0], 16)
     assert bool(features & 1) == ("nofsgsbase" not in append)
     assert bool(features & 2) == ("pti=on" in append)
     with quiet_kernel(made):
         ask(made, "--seconds", 10, "--threads", 64)
+        for threads in THREADS:
+            for hogs in HOGS:
+                words = ("--threads", threads, "--hogs", hogs, "visit", "nothing_left")
+                said = ask(made, *words, timeout=1800)
+                (found,) = re.findall(r"(?m)^# (\d+ threads: .*)$", said)
+                print(f"visited: {append}, {cpus} processors, {hogs} hogs on each: {found}")
 
 
-@pytest.mark.parametrize("hogs", [1, 16])
-@pytest.mark.parametrize("threads", [8, 64, 512, pytest.param(4000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("hogs", HOGS)
+@pytest.mark.parametrize(
+    "threads", [pytest.param(n, marks=pytest.mark.slow if n > 1000 else ()) for n in THREADS]
+)
 def test_threads(vm: Machine, threads: int, hogs: int) -> None:
     """Some compute, the rest sleep, make others, or are in vfork or on another stack."""
     ask(vm, "--threads", threads, "--hogs", hogs, "visit", "nothing_left", timeout=1800)

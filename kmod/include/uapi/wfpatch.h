@@ -311,23 +311,38 @@ struct wfpatch_registers {
 };
 
 /**
+ * struct wfpatch_word - what lies at an address
+ * @address: a multiple of 8
+ * @value: what lies there
+ */
+struct wfpatch_word {
+	__u64 address;
+	__u64 value;
+};
+
+/**
  * struct wfpatch_thread - one thread, at one moment when it does not run user code
  * @size: of this structure
  * @flags: WFPATCH_THREAD_*
  * @tid: the thread
  * @deadline_ms: 1 to WFPATCH_MAX_DEADLINE; EAGAIN when no moment was found
- * @stack: address of a buffer for a copy of the stack from @sp (rounded down to 8) on, or 0
+ * @stack: address of a buffer for a copy of the stack from @sp (rounded down to 8) on, or 0; with
+ *	WORDS: of struct wfpatch_word
  * @stack_high: copy up to here at most
  * @stack_room: bytes of the buffer
- * @stack_length: out: bytes copied (fewer where a page is not there)
+ * @stack_length: out: bytes copied (fewer where a page is not there); in, with EXPECT: bytes given
  * @seen: out: WFPATCH_SEEN_* (after EXPECT: _ASLEEP alone); in, with EXPECT: as it was
  * @new_row: the row to move to (WFPATCH_THREAD_MOVE)
  * @switches: out: how often it had been switched out; in, with EXPECT: as it was
- * @registers: out; in, with EXPECT: @ip, @sp and @gs_base as they were
+ * @registers: out; in, with EXPECT: @ip, @sp and @gs_base (with FRAME: and @bp) as they were
  *
  * With EXPECT, nothing is done (ESTALE) unless the thread is as it was: either it has been asleep
  * ever since (@switches is what it was, WFPATCH_SEEN_ASLEEP was given), or its instruction
  * pointer, stack pointer and the @stack_length bytes of its stack in the buffer are the same again.
+ * With WORDS it is not the whole stack that has to be the same, but those words of it by which the
+ * caller has unwound it (at most WFPATCH_MAX_WORDS), and the thread is looked at again until
+ * @deadline_ms is over (ESTALE): one that goes round in a loop comes by the same place again.
+ *
  * ENOENT: the thread is gone, or of another address space; EOPNOTSUPP: a 32-bit or vCPU thread.
  */
 struct wfpatch_thread {
@@ -347,6 +362,10 @@ struct wfpatch_thread {
 
 #define WFPATCH_THREAD_MOVE	_BITUL(0)
 #define WFPATCH_THREAD_EXPECT	_BITUL(1)
+#define WFPATCH_THREAD_WORDS	_BITUL(2)	/* with EXPECT: single words */
+#define WFPATCH_THREAD_FRAME	_BITUL(3)	/* with WORDS: the frame pointer counts, too */
+
+#define WFPATCH_MAX_WORDS	1024
 
 #define WFPATCH_SEEN_ASLEEP	_BITUL(0)
 #define WFPATCH_SEEN_ALTSTACK	_BITUL(1)	/* is on its alternate signal stack */
