@@ -12,9 +12,12 @@ import typing as t
 
 from ansible.errors import AnsibleError
 from ansible.plugins.action import ActionBase
-from ansible_collections.wfpatch.fleet.plugins.plugin_utils._controller_bundles import locate
-from ansible_collections.wfpatch.fleet.plugins.plugin_utils._missing_interpreter import (
-    name_missing_interpreter,
+from ansible_collections.wfpatch.fleet.plugins.plugin_utils._collection_applier import (
+    locate_applier,
+)
+from ansible_collections.wfpatch.fleet.plugins.plugin_utils._failure_reason import name_reason
+from ansible_collections.wfpatch.fleet.plugins.plugin_utils._file_in_base64 import (
+    file_in_base64,
 )
 from ansible_collections.wfpatch.fleet.plugins.plugin_utils._staged_file import staged_file
 from ansible_collections.wfpatch.fleet.plugins.plugin_utils._task_arguments import task_arguments
@@ -34,7 +37,7 @@ class ActionModule(ActionBase):
         args = task_arguments(self)
         source = args.get("src")
         if args.get("state", "present") == "present" and source:
-            source = locate(self, source)
+            source = locate_applier(self, source)
             try:
                 with open(source, "rb") as file:
                     args["digest"] = hashlib.file_digest(file, "sha256").hexdigest()
@@ -43,6 +46,8 @@ class ActionModule(ActionBase):
                     f"the applier {source} cannot be read ({exc.strerror}); build it "
                     "with: make applier"
                 ) from exc
+        if args.get("state", "present") == "present" and args.get("revoked_src"):
+            args["revoked"] = file_in_base64(self, args["revoked_src"])
         outcome = self._execute_module(
             module_name="wfpatch.fleet.applier", module_args=args, task_vars=variables
         )
@@ -53,6 +58,6 @@ class ActionModule(ActionBase):
                     module_args={**args, "staged": staged},
                     task_vars=variables,
                 )
-        result.update(name_missing_interpreter(outcome))
+        result.update(name_reason(outcome))
         result.setdefault("reason", None)
         return result

@@ -15,6 +15,7 @@ from ansible_collections.wfpatch.fleet.plugins.plugin_utils._fleet_report import
     fleet_report,
     host_row,
     plain,
+    rollout_summary,
 )
 from ansible_collections.wfpatch.fleet.plugins.plugin_utils._report_table import report_table
 from ansible_collections.wfpatch.fleet.plugins.plugin_utils._schemas import problems
@@ -32,6 +33,7 @@ ARGUMENTS: dict[str, t.Any] = {
     "outcome": {"type": "str", "default": "patch_outcome"},
     "failure": {"type": "str", "default": "report_failure"},
     "table": {"type": "bool", "default": True},
+    "rollout": {"type": "dict", "default": {}},
 }
 
 
@@ -65,10 +67,25 @@ class ActionModule(ActionBase):
         if not args["hosts"]:
             raise AnsibleError("a report about no hosts is an error, never a success")
         alive = set(variables.get("ansible_play_hosts", args["hosts"]))
+        plan = plain(args["rollout"])
+        self._waves = {
+            host: wave["name"] for wave in plan.get("waves", []) for host in wave["hosts"]
+        }
+        self._opted_out = set(plan.get("opted_out", []))
         rows = [
             self._row(variables["hostvars"], name, args, name in alive) for name in args["hosts"]
         ]
-        report = fleet_report(args["action"], bool(self._task.check_mode), plain(rows))
+        verdicts = {
+            host: plain(variables["hostvars"].get(host, {}).get("patch_verdict", None))
+            for host in self._waves
+        }
+        rows = plain(rows)
+        report = fleet_report(
+            args["action"],
+            bool(self._task.check_mode),
+            rows,
+            rollout_summary(plan, verdicts, rows),
+        )
         found = problems("report", report)
         if found:
             raise AnsibleError(
@@ -81,8 +98,17 @@ class ActionModule(ActionBase):
         result.update(changed=False, dest=dest, state=report["state"], states=report["states"])
         return result
 
-    @staticmethod
-    def _row(hostvars: t.Any, name: str, args: dict[str, t.Any], alive: bool) -> dict[str, t.Any]:
+    def _row(
+        self, hostvars: t.Any, name: str, args: dict[str, t.Any], alive: bool
+    ) -> dict[str, t.Any]:
         known = hostvars.get(name, {})
         outcome, failure = (known.get(args[which], None) for which in ("outcome", "failure"))
-        return host_row(str(name), outcome or None, failure or None, alive)
+        return host_row(
+            str(name),
+            outcome or None,
+            failure or None,
+            alive,
+            self._waves.get(name),
+            name in self._opted_out,
+            bool(known.get("patch_reverted", False)),
+        )

@@ -13,10 +13,8 @@ import typing as t
 from ansible import constants as C
 from ansible.plugins.action import ActionBase
 from ansible_collections.wfpatch.fleet.plugins.plugin_utils._controller_bundles import locate
+from ansible_collections.wfpatch.fleet.plugins.plugin_utils._failure_reason import name_reason
 from ansible_collections.wfpatch.fleet.plugins.plugin_utils._kernel_source import KernelSource
-from ansible_collections.wfpatch.fleet.plugins.plugin_utils._missing_interpreter import (
-    name_missing_interpreter,
-)
 from ansible_collections.wfpatch.fleet.plugins.plugin_utils._staged_file import staged_file
 from ansible_collections.wfpatch.fleet.plugins.plugin_utils._task_arguments import task_arguments
 
@@ -51,6 +49,6 @@ class ActionModule(ActionBase):
                         module_args={**args, "staged": staged},
                         task_vars=variables,
                     )
-        result.update(name_missing_interpreter(outcome))
+        result.update(name_reason(outcome))
         result.setdefault("reason", None)
         return result

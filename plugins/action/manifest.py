@@ -11,6 +11,7 @@ from ansible_collections.wfpatch.fleet.plugins.plugin_utils._controller_bundles 
     PatchesInvalid,
     read_patches,
 )
+from ansible_collections.wfpatch.fleet.plugins.plugin_utils._rollout_policy import PolicyInvalid
 
 
 class ActionModule(ActionBase):
@@ -25,12 +26,23 @@ class ActionModule(ActionBase):
         """Run the task."""
         result = super().run(tmp, task_vars)
         _validation, args = self.validate_argument_spec(
-            {"src": {"type": "list", "elements": "path", "required": True}}
+            {
+                "src": {"type": "list", "elements": "path", "required": True},
+                "select": {"type": "dict"},
+            }
         )
         try:
-            patches = read_patches(self, args["src"])
+            patches = read_patches(self, args["src"], args["select"])
         except PatchesInvalid as exc:
             return {**result, **exc.result()}
+        except PolicyInvalid as exc:
+            return {
+                **result,
+                "failed": True,
+                "reason": exc.reason,
+                "msg": str(exc),
+                "violations": exc.violations,
+            }
         result.update(
             changed=False,
             reason=None,

@@ -45,67 +45,40 @@ import typing as t
 
 from ansible import context
 from ansible.errors import AnsibleError
-from ansible.inventory.manager import InventoryManager
 from ansible.plugins.lookup import LookupBase
-from ansible.utils.display import Display
-
-display = Display()
-
-
-def _patterns(terms: t.Iterable[t.Any]) -> list[str]:
-    patterns: list[str] = []
-    for term in terms:
-        if isinstance(term, str):
-            patterns.append(term.strip())
-        elif isinstance(term, (list, tuple)):
-            patterns.extend(_patterns(term))
-        else:
-            raise AnsibleError(f"{term!r} is not a host pattern")
-    return [pattern for pattern in patterns if pattern]
+from ansible_collections.wfpatch.fleet.plugins.plugin_utils._inventory_hosts import (
+    InventoryHosts,
+    patterns,
+)
 
 
 class LookupModule(LookupBase):
     """See DOCUMENTATION."""
-
-    def _matching(
-        self, patterns: list[str], groups: dict[str, list[str]], limit: str | None
-    ) -> list[t.Any]:
-        """The hosts that the play will have, by Ansible's own matching over a copy of the
-        inventory's groups.
-        """
-        inventory = InventoryManager(loader=self._loader, sources=None, parse=False)
-        for group in groups:
-            inventory.add_group(group)
-        for group, hosts in groups.items():
-            for host in hosts:
-                inventory.add_host(host, group=group)
-        inventory.subset(limit)
-        return inventory.list_hosts(patterns)
 
     def run(
         self, terms: list[t.Any], variables: dict[str, t.Any] | None = None, **kwargs: t.Any
     ) -> list[str]:
         """Run the lookup."""
         self.set_options(var_options=variables, direct=kwargs)
-        patterns = _patterns(terms)
+        wanted = patterns(terms)
         if context.CLIARGS.get("syntax"):
             # A syntax check needs no inventory.
-            return patterns
+            return wanted
         limit = context.CLIARGS.get("subset")
         groups = {
             str(name): [str(host) for host in hosts]
             for name, hosts in ((variables or {}).get("groups") or {}).items()
         }
         try:
-            if patterns and self._matching(patterns, groups, limit):
-                return patterns
+            if wanted and InventoryHosts(self._loader, groups).matching(wanted, limit):
+                return wanted
             detail = ""
         except AnsibleError as exc:
             # With host_pattern_mismatch = error, Ansible's own matching raises.
             detail = f" ({exc})"
         limited = f" with --limit {limit}" if limit else ""
-        wanted = ", ".join(patterns) or "an empty pattern"
+        asked = ", ".join(wanted) or "an empty pattern"
         raise AnsibleError(
-            f"empty_host_set: no host matches {wanted}{limited}{detail} (the inventory has "
+            f"empty_host_set: no host matches {asked}{limited}{detail} (the inventory has "
             f"{len(groups.get('all', []))} hosts). An empty set is an error, never a success."
         )

@@ -135,11 +135,9 @@ def _is_result(value):
     )
 
 
-def converse(module, *arguments, **paths):
-    """Run the applier with the module's paths, or those given; returns its exit code and its
-    JSON object.
-
-    Raises ApplierFailure with applier_missing or result_invalid.
+def command_line(module, *arguments, **paths):
+    """The applier with the module's paths, or those given. Raises ApplierFailure with
+    applier_missing.
     """
     program = paths.get("program", module.params["program"])
     if not os.access(program, os.X_OK):
@@ -157,33 +155,71 @@ def converse(module, *arguments, **paths):
         "--json",
     ]
     command.extend(arguments)
-    exit_code, stdout, stderr = module.run_command(command, environ_update={"LC_ALL": "C.UTF-8"})
+    return command
+
+
+def said(command, exit_code, stdout, stderr):
+    """The JSON object that a command printed. Raises ApplierFailure with result_invalid."""
     value = _parse(stdout)
     if value is None:
-        said = (stderr or stdout).strip()[-2000:] or "no output"
+        words = (stderr or stdout).strip()[-2000:] or "no output"
         raise ApplierFailure(
             "result_invalid",
             f"{' '.join(command)} ended with exit code {exit_code} and gave no JSON that this "
-            f"version of the collection reads: {said}",
+            f"version of the collection reads: {words}",
             exit_code=exit_code,
         )
-    return exit_code, value
+    return value
 
 
-def call(module, *arguments, **paths):
-    """As converse, for commands that answer with a result; returns an Answer."""
-    exit_code, value = converse(module, *arguments, **paths)
+def answer_of(command, exit_code, stdout, stderr):
+    """An Answer out of what a command printed. Raises ApplierFailure with result_invalid."""
+    value = said(command, exit_code, stdout, stderr)
     if not _is_result(value):
         raise ApplierFailure(
             "result_invalid",
             "the applier's answer to {} has another form than this version of the "
-            "collection reads".format(" ".join(arguments)),
+            "collection reads".format(" ".join(command)),
             exit_code=exit_code,
         )
     return Answer(exit_code, value)
 
 
-def _lines(summary):
+def _run(module, command):
+    return module.run_command(command, environ_update={"LC_ALL": "C.UTF-8"})
+
+
+def converse(module, *arguments, **paths):
+    """Run the applier with the module's paths, or those given; returns its exit code and its
+    JSON object.
+
+    Raises ApplierFailure with applier_missing or result_invalid.
+    """
+    command = command_line(module, *arguments, **paths)
+    exit_code, stdout, stderr = _run(module, command)
+    return exit_code, said(command, exit_code, stdout, stderr)
+
+
+def call(module, *arguments, **paths):
+    """As converse, for commands that answer with a result; returns an Answer."""
+    command = command_line(module, *arguments, **paths)
+    return answer_of(command, *_run(module, command))
+
+
+def _details(process, changes):
+    """What a plan says of a process besides its state."""
+    if process.get("opted_out"):
+        yield "  is left as it is: {}".format(process["opted_out"])
+    if process["reason"] is not None:
+        yield "  is refused: {}: {}".format(process["reason"], process["message"])
+    elif changes:
+        for function in process["functions"]:
+            yield "  {} at {:#x}: new code, armed by {}".format(
+                function["name"], function["entry"], function["arming"] or "what is there"
+            )
+
+
+def _lines(summary, details=None):
     lines = ["state: {}".format(summary.get("state"))]
     for process in summary.get("processes", []):
         lines.append(
@@ -196,14 +232,28 @@ def _lines(summary):
                 ", ".join(process.get("patches", [])) or "none",
             )
         )
+        lines.extend((details or {}).get((process.get("pid"), process.get("object")), ()))
     return "\n".join(lines) + "\n"
 
 
-def difference(answer):
-    """Before and after as Ansible shows them with --diff."""
+def difference(answer, planned=False):
+    """Before and after as Ansible shows them with --diff; ``planned``: with the functions that
+    would be replaced, and what would be refused.
+    """
+    details = {}
+    if planned:
+        before = {
+            (each["pid"], each["object"]): each for each in answer.result["before"]["processes"]
+        }
+        after = {
+            (each["pid"], each["object"]): each for each in answer.result["after"]["processes"]
+        }
+        for process in answer.result["processes"]:
+            key = (process["pid"], process["object"]["name"])
+            details[key] = list(_details(process, before.get(key) != after.get(key)))
     return {
         "before": _lines(answer.result["before"]),
-        "after": _lines(answer.result["after"]),
+        "after": _lines(answer.result["after"], details),
         "before_header": "live memory",
         "after_header": "live memory",
     }

@@ -36,6 +36,39 @@ options:
         is removed.
       - The file is left as it is when this is not given.
     type: str
+  revoked_src:
+    description:
+      - File on the controller with the keys that are revoked, a KRL or public keys one a line, see
+        C(ssh-keygen -k). It becomes C(revoked_keys) beside O(allowed_signers).
+      - The file on the host is left as it is when this is not given. An empty one revokes nothing.
+    type: path
+  revoked:
+    description:
+      - The contents of O(revoked_src) in base64. Set by the action half, not for use in tasks.
+    type: str
+  watch:
+    description:
+      - Whether the unit C(wfpatch-watch.service) is installed, enabled and running. It brings what
+        the store wants into processes that start later.
+      - It is left as it is when this is not given.
+    type: bool
+  watch_arguments:
+    description:
+      - Further words for C(wfpatch watch), as C(--backend kernel).
+    type: list
+    elements: str
+    default: []
+  unit_folder:
+    description:
+      - Where systemd reads unit files on the host.
+    type: path
+    default: /etc/systemd/system
+  facts_file:
+    description:
+      - Where the host's facts get RV(ignore:ansible_local.wfpatch) from,
+        C(/etc/ansible/facts.d/wfpatch.fact).
+      - Nothing is installed when this is not given.
+    type: path
   library:
     description:
       - The folder on the host in which the applier lies.
@@ -98,6 +131,14 @@ paths:
   sample:
     - /usr/local/lib/wfpatch/wfpatch
     - /usr/local/sbin/wfpatch
+services:
+  description: What was (or would be) changed in systemd.
+  returned: success
+  type: list
+  elements: str
+  sample:
+    - "wfpatch-watch.service: enabled"
+    - "wfpatch-watch.service: started"
 reason:
   description: The reason code of a failure.
   returned: failure
@@ -105,11 +146,14 @@ reason:
   sample: no_permission
 """
 
+import base64
 import hashlib
 import os
+import re
 import shlex
 import shutil
 import tempfile
+import zipfile
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.wfpatch.fleet.plugins.module_utils._applier_command import (
@@ -118,13 +162,26 @@ from ansible_collections.wfpatch.fleet.plugins.module_utils._applier_command imp
     argument_spec,
     converse,
 )
+from ansible_collections.wfpatch.fleet.plugins.module_utils._file_failure import file_failure
+from ansible_collections.wfpatch.fleet.plugins.module_utils._watch_unit import (
+    DEFAULT_FOLDER,
+    WatchUnit,
+    unit_text,
+)
 
+#: Facts are gathered for many reasons: one that cannot be had is an empty one, soon.
+FACTS = """#!/bin/sh
+# Installed by wfpatch.fleet.applier.
+timeout 20 %s --store %s --allowed-signers %s --json facts 2>/dev/null || echo '{}'
+"""
 WRAPPER = """#!/bin/sh
 # Installed by wfpatch.fleet.applier.
 exec %s -I -B %s "$@"
 """
+VERSION_FILE = "wfpatch/__init__.py"
+VERSION = re.compile(r'(?m)^__version__ = "([^"]+)"$')
 #: What the applier itself writes into the store; nothing else there is removed.
-STORE_CONTENT = ("bundles", "wanted.json", ".lock")
+STORE_CONTENT = ("bundles", "wanted.json", "opt-outs.json", ".lock", ".watch")
 
 
 def read(path):
@@ -144,7 +201,13 @@ class Installation:
         self.params = module.params
         self.program = self.params["program"]
         self.zipapp = os.path.join(self.params["library"], "wfpatch")
+        self.unit = WatchUnit(module, self.params["unit_folder"])
         self.paths = []
+
+    @property
+    def revoked(self):
+        """Where the applier looks for revoked keys."""
+        return os.path.join(os.path.dirname(self.params["allowed_signers"]), "revoked_keys")
 
     def differs(self):
         """Whether the applier has to be sent."""
@@ -184,10 +247,7 @@ class Installation:
                 f"the applier needs Python 3.9 or newer, and {interpreter} is {found}",
             )
 
-    def install(self):
-        """Bring every file up to date; the applier itself was sent to ``staged`` when it
-        differs.
-        """
+    def _require_interpreter(self):
         try:
             self._check_interpreter()
         except OSError as exc:
@@ -195,6 +255,16 @@ class Installation:
                 "python_missing",
                 "{} cannot be run: {}".format(self.params["interpreter"], exc.strerror),
             ) from exc
+
+    def install(self):
+        """Bring every file up to date; the applier itself was sent to ``staged`` when it
+        differs.
+        """
+        interpreter, zipapp = shlex.quote(self.params["interpreter"]), shlex.quote(self.zipapp)
+        wrapper = (WRAPPER % (interpreter, zipapp)).encode("utf-8")
+        if self.differs() or read(self.program) != wrapper:
+            # What is installed as it should be was started when it was.
+            self._require_interpreter()
         self._folder(self.params["library"], 0o755)
         self._folder(os.path.dirname(self.program), 0o755)
         self._folder(self.params["store"], 0o755)
@@ -204,16 +274,54 @@ class Installation:
                 self._changed(self.zipapp)
             else:
                 self._file(self.zipapp, read(staged), 0o755)
-        wrapper = WRAPPER % (shlex.quote(self.params["interpreter"]), shlex.quote(self.zipapp))
-        self._file(self.program, wrapper.encode("utf-8"), 0o755)
+        self._file(self.program, wrapper, 0o755)
         if self.params["signers"] is not None:
             self._folder(os.path.dirname(self.params["allowed_signers"]), 0o755)
             self._file(
                 self.params["allowed_signers"], self.params["signers"].encode("utf-8"), 0o644
             )
+        if self.params["revoked"] is not None:
+            self._folder(os.path.dirname(self.revoked), 0o755)
+            self._file(self.revoked, base64.b64decode(self.params["revoked"]), 0o644)
+        if self.params["facts_file"] is not None:
+            self._folder(os.path.dirname(self.params["facts_file"]), 0o755)
+            words = (self.program, self.params["store"], self.params["allowed_signers"])
+            facts = FACTS % tuple(shlex.quote(word) for word in words)
+            self._file(self.params["facts_file"], facts.encode("utf-8"), 0o755)
+        if self.params["watch"] is not None:
+            self._watch(self.zipapp in self.paths or self.program in self.paths)
+
+    def _watch(self, anew):
+        if not self.params["watch"]:
+            self._unwatch()
+            return
+        self.unit.require_systemd()
+        words = [self.program, "--store", self.params["store"]]
+        words += ["--allowed-signers", self.params["allowed_signers"], "watch"]
+        text = unit_text(words + self.params["watch_arguments"])
+        self._folder(os.path.dirname(self.unit.path), 0o755)
+        self._file(self.unit.path, text.encode("utf-8"), 0o644)
+        self.unit.present(self.unit.path in self.paths, anew)
+
+    def _unwatch(self):
+        self.unit.absent()
+        if os.path.lexists(self.unit.path):
+            self._remove(self.unit.path)
+            self.unit.removed()
 
     def version(self):
-        """What the installed applier says of itself."""
+        """The installed applier's version: what it says of itself after a change, else what its
+        file says, which costs no start.
+        """
+        if not self.paths:
+            try:
+                with zipfile.ZipFile(self.zipapp) as archive:
+                    text = archive.read(VERSION_FILE).decode("utf-8")
+            except (OSError, KeyError, ValueError, zipfile.BadZipFile):
+                text = ""
+            found = VERSION.search(text)
+            if found:
+                return found.group(1)
         exit_code, value = converse(self.module, "version")
         if exit_code != OK or "version" not in value:
             raise ApplierFailure("applier_failed", f"the applier does not start: {value}")
@@ -234,6 +342,10 @@ class Installation:
 
     def remove(self):
         """Remove every file of the applier, and the folders that are empty then."""
+        self._unwatch()
+        if self.params["facts_file"] is not None:
+            self._remove(self.params["facts_file"])
+        self._remove(self.revoked)
         self._remove(self.program)
         self._remove(self.zipapp)
         self._remove(self.params["allowed_signers"])
@@ -248,7 +360,7 @@ class Installation:
 
     def difference(self):
         """Names of files as Ansible shows them with --diff."""
-        text = "".join(f"{path}\n" for path in self.paths)
+        text = "".join(f"{line}\n" for line in [*self.paths, *self.unit.services])
         if self.params["state"] == "absent":
             return {"before": text, "after": ""}
         return {"before": "", "after": text}
@@ -276,7 +388,10 @@ def run(module):
         result = {}
         if not (module.check_mode and installation.paths):
             result["version"] = installation.version()
-    result.update(changed=bool(installation.paths), paths=installation.paths)
+    services = installation.unit.services
+    result.update(
+        changed=bool(installation.paths or services), paths=installation.paths, services=services
+    )
     if module._diff:
         result["diff"] = installation.difference()
     return result
@@ -290,6 +405,12 @@ def main():
             state={"type": "str", "choices": ["present", "absent"], "default": "present"},
             src={"type": "path"},
             signers={"type": "str"},
+            revoked_src={"type": "path"},
+            revoked={"type": "str"},
+            watch={"type": "bool"},
+            watch_arguments={"type": "list", "elements": "str", "default": []},
+            unit_folder={"type": "path", "default": DEFAULT_FOLDER},
+            facts_file={"type": "path"},
             library={"type": "path", "default": "/usr/local/lib/wfpatch"},
             interpreter={"type": "path", "default": "/usr/bin/python3"},
             digest={"type": "str"},
@@ -302,6 +423,8 @@ def main():
         result = run(module)
     except ApplierFailure as failure:
         failure.fail(module)
+    except OSError as exc:
+        file_failure(exc).fail(module)
     module.exit_json(**result)
 
 

@@ -35,9 +35,15 @@ options:
   ids:
     description:
       - Ids of the patches to remove.
-      - Required if O(state=absent).
+      - One of O(ids) and O(unneeded) is required if O(state=absent).
     type: list
     elements: str
+  unneeded:
+    description:
+      - Removes all bundles that nobody needs any more, as C(wfpatch gc) does.
+      - A bundle is needed while it is wanted, or required by one that is, or in the memory of a
+        process, in force or not, and for a day after it was pushed.
+    type: bool
   progress:
     description:
       - Whether a line is printed for each bundle that was pushed. V(auto) prints when standard
@@ -76,6 +82,12 @@ EXAMPLES = r"""
     state: absent
     ids:
       - example-cve-2026-0001
+  become: true
+
+- name: Remove what nobody needs any more
+  wfpatch.fleet.bundle:
+    state: absent
+    unneeded: true
   become: true
 """
 
@@ -128,6 +140,7 @@ from ansible_collections.wfpatch.fleet.plugins.module_utils._applier_command imp
     converse,
     payloads_spec,
 )
+from ansible_collections.wfpatch.fleet.plugins.module_utils._file_failure import file_failure
 
 #: File names in the store and the field of the payload that holds their contents.
 FILES = (("bundle.json", "bundle"), ("bundle.json.sig", "signature"), ("patch.elf", "patch"))
@@ -212,10 +225,14 @@ class BundleStore:
         # The store's names never begin with a dot, so nobody takes a half-copied folder for a
         # bundle.
         new = tempfile.mkdtemp(prefix=".new-", dir=self.folder)
-        for name, _field in FILES:
-            shutil.copyfile(os.path.join(staged, name), os.path.join(new, name))
-            os.chmod(os.path.join(new, name), 0o644)
-        os.chmod(new, 0o755)
+        try:
+            for name, _field in FILES:
+                shutil.copyfile(os.path.join(staged, name), os.path.join(new, name))
+                os.chmod(os.path.join(new, name), 0o644)
+            os.chmod(new, 0o755)
+        except OSError:
+            shutil.rmtree(new)
+            raise
         old = None
         if os.path.lexists(target):
             old = tempfile.mkdtemp(prefix=".old-", dir=self.folder)
@@ -235,11 +252,27 @@ class BundleStore:
         return True, before, None
 
 
+def unneeded(module):
+    """Have the applier remove what nobody needs; a list as of BundleStore.remove."""
+    options = ["--dry-run"] if module.check_mode else []
+    exit_code, value = converse(module, "--wait", "30", "gc", *options)
+    if exit_code != OK or "removed" not in value:
+        raise ApplierFailure(
+            value.get("reason") or "applier_failed",
+            value.get("message") or f"the applier did not look for garbage: {value}",
+            exit_code=exit_code,
+        )
+    return [(each["id"], (True, each["digest"], None)) for each in value["removed"]]
+
+
 def run(module):
     """Do what the options say; raises ApplierFailure."""
     store = BundleStore(module)
     if module.params["state"] == "absent":
-        steps = [(patch_id, store.remove(patch_id)) for patch_id in module.params["ids"]]
+        ids = module.params["ids"] or []
+        steps = [(patch_id, store.remove(patch_id)) for patch_id in ids]
+        if module.params["unneeded"]:
+            steps += unneeded(module)
     else:
         payloads = module.params["payloads"]
         if not payloads:
@@ -280,16 +313,19 @@ def main():
             state={"type": "str", "choices": ["present", "absent"], "default": "present"},
             src={"type": "list", "elements": "path"},
             ids={"type": "list", "elements": "str"},
+            unneeded={"type": "bool"},
             progress={"type": "str", "choices": ["auto", "always", "never"], "default": "auto"},
             payloads=payloads_spec(),
         ),
-        required_if=[("state", "present", ["src"]), ("state", "absent", ["ids"])],
+        required_if=[("state", "present", ["src"]), ("state", "absent", ["ids", "unneeded"], True)],
         supports_check_mode=True,
     )
     try:
         result = run(module)
     except ApplierFailure as failure:
         failure.fail(module)
+    except OSError as exc:
+        file_failure(exc).fail(module)
     module.exit_json(**result)
 
 

@@ -49,6 +49,11 @@ options:
       - Whether the table is shown.
     type: bool
     default: true
+  rollout:
+    description:
+      - What M(wfpatch.fleet.rollout) returned for O(wfpatch.fleet.rollout#module:state=plan).
+    type: dict
+    default: {}
 attributes:
   check_mode:
     support: full

@@ -54,6 +54,15 @@ options:
       - Who may sign patches, as for M(wfpatch.fleet.applier).
       - Used in check mode only, instead of the contents of O(allowed_signers).
     type: str
+  revoked_src:
+    description:
+      - The keys that are revoked, as for M(wfpatch.fleet.applier).
+      - Used in check mode only, instead of those that the host has.
+    type: path
+  revoked:
+    description:
+      - The contents of O(revoked_src) in base64. Set by the action half, not for use in tasks.
+    type: str
   pids:
     description:
       - Only these processes. All that match when not given.
@@ -86,6 +95,25 @@ options:
       - Whether a process with the pid 1 is patched, too.
     type: bool
     default: false
+  opt_out:
+    description:
+      - Processes that no patch touches. It replaces what the host's store has of this, and stays
+        there, so that it also holds for processes that start later.
+      - What the store has is left as it is when not given.
+    type: list
+    elements: dict
+    suboptions:
+      kind:
+        description:
+          - By what the processes are known. V(service) is a systemd unit, V(process) the name
+            that the kernel has of a process, V(path) that of the executable.
+        type: str
+        choices: [service, process, user, path]
+        required: true
+      pattern:
+        description: A shell pattern.
+        type: str
+        required: true
   accept:
     description:
       - States that are no failure although the patches are not in force everywhere.
@@ -102,7 +130,7 @@ options:
     default: finish
   verify:
     description:
-      - Whether live memory is read once more at the end, by a new run of the applier.
+      - Whether live memory is read once more after a change, by a new run of the applier.
     type: bool
     default: true
   plan:
@@ -116,11 +144,30 @@ options:
     type: path
   progress:
     description:
-      - Whether each step is done by a call of its own and told in a line. V(auto) does so when
-        standard output is a terminal or with C(-v).
+      - Whether a line is printed for each change while the host works. V(auto) prints when standard
+        output is a terminal or with C(-v).
+      - The lines come over an SSH channel of their own where the Python that runs Ansible has
+        paramiko. Else, and where that is not possible, the host is asked again and again over
+        Ansible's connection; a line says why.
     type: str
     choices: [auto, always, never]
     default: auto
+  events:
+    description:
+      - The name under which the applier tells what happens. Set by the action half, not for use in
+        tasks.
+    type: str
+  background:
+    description:
+      - Whether the applier only begins, to be asked for with O(offset). Set by the action half, not
+        for use in tasks.
+    type: bool
+    default: false
+  offset:
+    description:
+      - Where to go on reading what is told of O(events). Set by the action half, not for use in
+        tasks.
+    type: int
 attributes:
   check_mode:
     support: full
@@ -180,7 +227,8 @@ exit_code:
   type: int
   sample: 0
 verified:
-  description: Whether a second reading of live memory agreed. Null when there was none.
+  description: Whether a second reading of live memory agreed. Null when there was none, as nothing
+    was changed.
   returned: when the applier answered
   type: bool
   sample: true
@@ -222,16 +270,14 @@ result:
     time: "2026-01-15T10:00:00Z"
 """
 
-import base64
 import json
 import os
-import shlex
-import shutil
-import sys
 import tempfile
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.wfpatch.fleet.plugins.module_utils import _background
 from ansible_collections.wfpatch.fleet.plugins.module_utils._applier_command import (
+    BLOCKED,
     NO_PROCESS,
     OK,
     PENDING,
@@ -243,6 +289,16 @@ from ansible_collections.wfpatch.fleet.plugins.module_utils._applier_command imp
     payloads_spec,
     worst,
 )
+from ansible_collections.wfpatch.fleet.plugins.module_utils._stand_in import (
+    stand_in_program,
+    stand_in_signers,
+    stand_in_store,
+)
+
+#: As the applier's store has it.
+OPT_OUTS = "opt-outs.json"
+#: Ends of a reading that say something about the processes.
+INFORMATIVE = (OK, BLOCKED, PENDING, NO_PROCESS)
 
 
 def words(params, plan):
@@ -259,6 +315,8 @@ def words(params, plan):
         arguments.extend(["--timeout", str(params["timeout"])])
     if params["include_init"] and not revert:
         arguments.append("--include-init")
+    if command != "plan" and params["events"] is not None:
+        arguments.extend(["--events", params["events"]])
     if command == "apply" and params["until"] != "finish":
         arguments.extend(["--until", params["until"]])
     arguments.append("--")
@@ -308,6 +366,27 @@ def planned_revert(answer, params):
     return Answer(OK if answer.exit_code == PENDING else answer.exit_code, result)
 
 
+def write_opt_outs(store, rules):
+    """Write the store's opt-outs in one piece; returns whether they changed."""
+    path = os.path.join(store, OPT_OUTS)
+    wanted = json.dumps({"schema": 1, "rules": rules}, sort_keys=True)
+    try:
+        with open(path, encoding="utf-8") as file:
+            if file.read() == wanted:
+                return False
+    except (OSError, ValueError):
+        if not rules and not os.path.lexists(path):
+            return False
+    os.makedirs(store, 0o755, exist_ok=True)
+    scratch = os.path.join(store, f".{OPT_OUTS}.{os.getpid()}")
+    with open(scratch, "w", encoding="utf-8") as file:
+        file.write(wanted)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(scratch, path)
+    return True
+
+
 def ask(module):
     """Have the applier do it, or plan it; returns its Answer."""
     plan = module.check_mode or module.params["plan"]
@@ -316,10 +395,26 @@ def ask(module):
     arguments = words(module.params, plan)
     if not module.check_mode:
         answer = call(module, *arguments)
+        if module.params["events"] is not None:
+            _background.forget(module.params["events"])
         return planned_apply(answer, module.params) if plan else answer
     with tempfile.TemporaryDirectory(dir=module.tmpdir) as scratch:
         answer = call(module, *arguments, **planned_paths(module, scratch))
         return planned_apply(answer, module.params)
+
+
+def watched(module, written):
+    """Begin in the background, or look at what was begun: what was told, and the Answer. Ends the
+    module while there is none. ``written``: whether opt-outs were changed before.
+    """
+    params = module.params
+    if params["offset"] is None:
+        _background.begin(module, params["events"], *words(params, plan=False))
+        module.exit_json(changed=written, _told=[], _offset=0)
+    lines, offset, code = _background.look(params["events"], params["offset"])
+    if code is None:
+        module.exit_json(changed=False, _told=lines, _offset=offset)
+    return lines, _background.end(params["events"], code)
 
 
 def planned_paths(module, scratch):
@@ -328,45 +423,44 @@ def planned_paths(module, scratch):
     """
     paths = {}
     if module.params["staged"] is not None:
-        paths["program"] = os.path.join(scratch, "wfpatch")
-        with open(paths["program"], "w", encoding="utf-8") as file:
-            file.write(
-                '#!/bin/sh\nexec {} -I -B {} "$@"\n'.format(
-                    shlex.quote(sys.executable), shlex.quote(module.params["staged"])
-                )
-            )
-        os.chmod(paths["program"], 0o700)
-    if module.params["signers"] is not None:
-        paths["allowed_signers"] = os.path.join(scratch, "allowed_signers")
-        with open(paths["allowed_signers"], "w", encoding="utf-8") as file:
-            file.write(module.params["signers"])
-    if module.params["payloads"]:
-        paths["store"] = planned_store(module, os.path.join(scratch, "store"))
+        paths["program"] = stand_in_program(module.params["staged"], scratch)
+    if module.params["signers"] is not None or module.params["revoked"] is not None:
+        paths["allowed_signers"] = stand_in_signers(
+            module.params["signers"],
+            scratch,
+            module.params["allowed_signers"],
+            module.params["revoked"],
+        )
+    if module.params["payloads"] or module.params["opt_out"] is not None:
+        paths["store"] = stand_in_store(
+            module.params["store"], module.params["payloads"] or [], scratch
+        )
+    if module.params["opt_out"] is not None:
+        write_opt_outs(paths["store"], module.params["opt_out"])
     return paths
 
 
-def planned_store(module, planned):
-    """A copy of the host's store with the bundles that would be pushed. The applier verifies
-    them as it reads them.
+def read_again(module, answer, facts):
+    """Have a new run of the applier read live memory; the facts with what that says. Fails the
+    module when it says something else.
     """
-    store = module.params["store"]
-    if os.path.isdir(store):
-        shutil.copytree(
-            store,
-            planned,
-            ignore=lambda _folder, names: [name for name in names if name.startswith(".")],
-        )
-    for payload in module.params["payloads"]:
-        folder = os.path.join(planned, "bundles", os.path.basename(payload["id"]))
-        os.makedirs(folder, 0o755, exist_ok=True)
-        for name, field in (
-            ("bundle.json", "bundle"),
-            ("bundle.json.sig", "signature"),
-            ("patch.elf", "patch"),
-        ):
-            with open(os.path.join(folder, name), "wb") as file:
-                file.write(base64.b64decode(payload[field]))
-    return planned
+    facts["verified"] = False
+    try:
+        reading = call(module, "verify", "--", *module.params["ids"])
+    except ApplierFailure as failure:
+        module.fail_json(msg=str(failure), **dict(facts, reason=failure.reason))
+    if reading.exit_code in INFORMATIVE and reading.state == answer.state:
+        facts["verified"] = True
+        return
+    found = reading.reason or f"the state {reading.state}"
+    facts.update(reading.facts(), reason=reading.reason or "tampered")
+    module.fail_json(
+        msg=(
+            f"the applier said {answer.state}, but live memory read once more shows {found}: "
+            f"{reading.message}"
+        ),
+        **facts,
+    )
 
 
 def accepted(module, answer):
@@ -395,6 +489,18 @@ def main():
             policy={"type": "str", "choices": ["auto", "global"]},
             backend={"type": "str", "choices": ["auto", "kernel", "ptrace"], "default": "auto"},
             timeout={"type": "int"},
+            opt_out={
+                "type": "list",
+                "elements": "dict",
+                "options": {
+                    "kind": {
+                        "type": "str",
+                        "choices": ["service", "process", "user", "path"],
+                        "required": True,
+                    },
+                    "pattern": {"type": "str", "required": True},
+                },
+            },
             accept={
                 "type": "list",
                 "elements": "str",
@@ -408,8 +514,13 @@ def main():
             progress={"type": "str", "choices": ["auto", "always", "never"], "default": "auto"},
             applier_src={"type": "path"},
             signers={"type": "str"},
+            revoked_src={"type": "path"},
+            revoked={"type": "str"},
             plan={"type": "bool", "default": False},
             staged={"type": "path"},
+            events={"type": "str"},
+            background={"type": "bool", "default": False},
+            offset={"type": "int"},
             payloads=payloads_spec(),
         ),
         required_one_of=[("ids", "src")],
@@ -420,13 +531,30 @@ def main():
             msg="no patch is named: an empty list of ids is an error, never a success",
             reason="usage",
         )
+    opting = module.params["opt_out"] is not None and module.params["state"] == "applied"
+    # What is only looked at was begun with them.
+    opting = opting and module.params["offset"] is None
+    written = False
+    told = []
     try:
-        answer = ask(module)
+        if opting and not module.check_mode and not module.params["plan"]:
+            written = write_opt_outs(module.params["store"], module.params["opt_out"])
+        if module.params["background"]:
+            told, answer = watched(module, written)
+        else:
+            answer = ask(module)
     except ApplierFailure as failure:
         failure.fail(module)
-    facts = dict(answer.facts(), changed=answer.result["changed"], verified=None)
+    except OSError as exc:
+        module.fail_json(
+            msg=f"the opt-outs in {module.params['store']} cannot be written: {exc}",
+            reason="opt_outs_invalid",
+        )
+    changed = answer.result["changed"] or written
+    facts = dict(answer.facts(), changed=changed, verified=None, _told=told)
     if module._diff:
-        facts["diff"] = difference(answer)
+        plan = module.check_mode or module.params["plan"]
+        facts["diff"] = difference(answer, plan and module.params["state"] == "applied")
     for warning in answer.result["warnings"]:
         module.warn(warning)
     if not accepted(module, answer):
@@ -435,6 +563,10 @@ def main():
             facts["reason"] = facts["reason"] or "no_matching_process"
             message = "; ".join(answer.result["warnings"]) or "no process maps a patched object"
         module.fail_json(msg=message, **facts)
+    planned = module.check_mode or module.params["plan"]
+    # Without a change, the answer itself is what live memory says.
+    if module.params["verify"] and changed and not planned:
+        read_again(module, answer, facts)
     module.exit_json(msg=answer.result["message"], **facts)
 
 

@@ -71,6 +71,22 @@ state:
   returned: when the applier answered
   type: str
   sample: patched
+cves:
+  description: The state of each CVE, that of its worst process. As in the facts
+    C(ansible_local.wfpatch), and of several patches for a CVE the one that says most.
+  returned: when the applier answered
+  type: dict
+  sample: {CVE-2026-0001: patched}
+patches:
+  description: The state of each patch that a process has or was asked for.
+  returned: when the applier answered
+  type: dict
+  sample: {example-cve-2026-0001: patched}
+opted_out:
+  description: How many processes are opted out, whatever their state.
+  returned: when the applier answered
+  type: int
+  sample: 0
 reason:
   description: The reason code of a failure.
   returned: always, null when there is none
@@ -113,10 +129,31 @@ from ansible_collections.wfpatch.fleet.plugins.module_utils._applier_command imp
     ApplierFailure,
     argument_spec,
     call,
+    worst,
 )
 
 #: Ends that say something about the processes, rather than that they could not be read.
 INFORMATIVE = (OK, BLOCKED, PENDING, NO_PROCESS)
+
+
+def states(pairs):
+    """The worst state for each name."""
+    found = {}
+    for name, state in pairs:
+        found[name] = worst([state, found.get(name, "not_affected")])
+    return found
+
+
+def overview(result):
+    """What a play asks for most: states by CVE and patch, and how many are opted out."""
+    processes = result["processes"]
+    return {
+        "cves": states((cve["id"], cve["state"]) for cve in result["cves"]),
+        "patches": states(
+            (patch["id"], patch["state"]) for each in processes for patch in each["patches"]
+        ),
+        "opted_out": sum(1 for each in processes if each.get("opted_out")),
+    }
 
 
 def main():
@@ -136,7 +173,7 @@ def main():
         )
     except ApplierFailure as failure:
         failure.fail(module)
-    facts = dict(answer.facts(), changed=False)
+    facts = dict(answer.facts(), changed=False, **overview(answer.result))
     for warning in answer.result["warnings"]:
         module.warn(warning)
     if answer.exit_code in INFORMATIVE or (

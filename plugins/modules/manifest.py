@@ -23,9 +23,14 @@ options:
     description:
       - Folders on the controller, each with C(manifest.yml), C(bundle.json), C(bundle.json.sig)
         and C(patch.elf).
+      - A folder that holds such folders stands for these.
     type: list
     elements: path
     required: true
+  select:
+    description:
+      - Only the patches that this section C(patches) of a rollout policy selects.
+    type: dict
 attributes:
   check_mode:
     support: full

@@ -9,10 +9,13 @@ import typing as t
 
 from ansible.errors import AnsibleError
 from ansible_collections.wfpatch.fleet.plugins.plugin_utils._bundle_directory import (
+    MANIFEST_FILES,
+    SIGNATURE_FILE,
     BundleDirectory,
     read_bundle_directory,
 )
 from ansible_collections.wfpatch.fleet.plugins.plugin_utils._requirements import apply_order
+from ansible_collections.wfpatch.fleet.plugins.plugin_utils._rollout_patches import select_patches
 from ansible_collections.wfpatch.fleet.plugins.plugin_utils.validation import Violation
 
 
@@ -48,8 +51,23 @@ def locate(action: t.Any, path: str) -> str:
     return action._find_needle("files", expanded)
 
 
-def read_patches(action: t.Any, source: t.Any) -> list[BundleDirectory]:
-    """Read and validate the folders, in the order in which they are applied.
+def folders_of_patches(folder: str) -> list[str]:
+    """The folder itself, or the patches' folders in it when it is none but has some."""
+
+    def is_one(path: str) -> bool:
+        return any(os.path.exists(os.path.join(path, name)) for name in MANIFEST_FILES)
+
+    if is_one(folder) or not os.path.isdir(folder):
+        return [folder]
+    inner = [os.path.join(folder, name) for name in sorted(os.listdir(folder))]
+    return [path for path in inner if is_one(path)] or [folder]
+
+
+def read_patches(
+    action: t.Any, source: t.Any, select: dict[str, t.Any] | None = None
+) -> list[BundleDirectory]:
+    """Read and validate the folders, in the order in which they are applied. A folder that holds
+    patches' folders stands for these; ``select`` is as in a rollout policy.
 
     Raises PatchesInvalid with everything that is wrong in any of them, AnsibleError for an empty
     list or a missing folder.
@@ -67,12 +85,30 @@ def read_patches(action: t.Any, source: t.Any) -> list[BundleDirectory]:
     patches: list[BundleDirectory] = []
     violations: list[Violation] = []
     for folder in folders:
-        patch, found = read_bundle_directory(locate(action, folder))
-        violations.extend(found)
-        if patch is not None:
-            patches.append(patch)
+        for each in folders_of_patches(locate(action, folder)):
+            patch, found = read_bundle_directory(each)
+            violations.extend(found)
+            if patch is not None:
+                patches.append(patch)
+    if select is not None and not violations:
+        patches = select_patches(patches, select)
     order, found = apply_order(patches)
     violations.extend(found)
     if violations:
         raise PatchesInvalid(violations)
     return order
+
+
+def unsigned_violations(folders: list[str]) -> list[Violation]:
+    """What is wrong with patches that are to be signed: everything but a signature.
+
+    Raises AnsibleError for an empty list.
+    """
+    if not folders:
+        raise AnsibleError("no patch is named: an empty list is an error, never a success")
+    violations: list[Violation] = []
+    for folder in folders:
+        _patch, found = read_bundle_directory(folder)
+        signature = os.path.join(folder, SIGNATURE_FILE)
+        violations.extend(violation for violation in found if violation.file != signature)
+    return violations

@@ -56,10 +56,12 @@ class YamlDocument:
     problems: list[YamlProblem] = field(default_factory=list)
 
     def line(self, path: Path) -> int:
-        """The line of the value at the path, or of the nearest one that there is around it."""
+        """The line of the value at the path, or of the nearest one that there is around it; 0 in
+        a document that was not read from a text.
+        """
         while path and path not in self.lines:
             path = path[:-1]
-        return self.lines.get(path, 1)
+        return self.lines.get(path, 1 if self.lines else 0)
 
 
 class _Loader(yaml.SafeLoader):
@@ -137,7 +139,7 @@ def read_manifest_yaml(text: str) -> YamlDocument:
     document = reader.document
     if len(text.encode("utf-8", "surrogatepass")) > MAX_SIZE:
         document.problems.append(
-            YamlProblem(1, (), f"the manifest is larger than {MAX_SIZE} bytes")
+            YamlProblem(1, (), f"the document is larger than {MAX_SIZE} bytes")
         )
         return document
     loader = None
@@ -145,7 +147,7 @@ def read_manifest_yaml(text: str) -> YamlDocument:
         loader = _Loader(text)
         node = loader.get_single_node()
         if node is None:
-            document.problems.append(YamlProblem(1, (), "the manifest is empty"))
+            document.problems.append(YamlProblem(1, (), "the document is empty"))
         else:
             document.data = reader.value(node, ())
     except yaml.MarkedYAMLError as exc:

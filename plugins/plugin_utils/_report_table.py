@@ -83,6 +83,11 @@ def report_table(report: Values) -> str:
     lines.insert(1, "  ".join("-" * width for width in widths))
     lines.extend(printable(remark, 1000) for remark in _remarks(report))
     counts = ", ".join(f"{count} {state}" for state, count in report["states"].items())
+    rollout = report["rollout"]
+    for wave in rollout["waves"] if rollout else ():
+        told = f"wave {wave['name']}: {wave['outcome']}, {wave['hosts']} hosts"
+        told += f", {wave['failed']} failed" if wave["failed"] else ""
+        lines.append(told + (f", {wave['reverted']} reverted" if wave["reverted"] else ""))
     planned = " (check mode: nothing was changed)" if report["check_mode"] else ""
     lines.append(f"{len(report['hosts'])} hosts: {counts}{planned}")
     return "\n".join(lines)

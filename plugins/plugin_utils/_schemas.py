@@ -23,7 +23,16 @@ except ImportError as exc:
 else:
     JSONSCHEMA_ERROR = None
 
-SCHEMAS = ("manifest", "result", "report")
+SCHEMAS = (
+    "manifest",
+    "event",
+    "result",
+    "report",
+    "rollout",
+    "advisories",
+    "evidence",
+    "compliance",
+)
 _FOLDER = os.path.join(
     os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), "schemas"
 )

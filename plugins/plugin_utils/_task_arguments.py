@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import typing as t
 
-OURS = ("digest", "payloads", "staged")
+OURS = ("background", "digest", "events", "offset", "payloads", "staged")
 
 
 def task_arguments(action: t.Any) -> dict[str, t.Any]:

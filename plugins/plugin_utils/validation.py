@@ -15,6 +15,9 @@ from ansible_collections.wfpatch.fleet.plugins.plugin_utils._manifest_yaml impor
 )
 from ansible_collections.wfpatch.fleet.plugins.plugin_utils._schemas import dotted, validator
 
+#: What the documents of a schema are called.
+NOUNS = {"manifest": "manifest", "rollout": "rollout policy"}
+
 
 @dataclass(frozen=True, order=True)
 class Violation:
@@ -54,6 +57,11 @@ def _expectation(error: t.Any) -> str:
         return f"{wanted!r} is expected, {found!r} was found"
     if keyword == "uniqueItems":
         return "an item stands here more than once"
+    if keyword in ("oneOf", "anyOf") and all("required" in each for each in wanted):
+        names = ", ".join(each["required"][0] for each in wanted)
+        return f"{'exactly' if keyword == 'oneOf' else 'at least'} one of {names} has to be here"
+    if keyword == "not" and "required" in wanted:
+        return f"{' and '.join(wanted['required'])} exclude each other"
     return str(error.message)[:300]
 
 
@@ -72,9 +80,12 @@ def _kind(value: t.Any) -> str:
     return type(value).__name__
 
 
-def _schema_violations(document: YamlDocument, file: str) -> t.Iterator[Violation]:
+def schema_violations(
+    document: YamlDocument, file: str, schema: str = "manifest"
+) -> t.Iterator[Violation]:
+    """Everything in which the document does not fit one of the schemas, with its line."""
     # What is of the wrong type, or empty, breaks other rules too: those say nothing more.
-    errors = validator("manifest").iter_errors(document.data)
+    errors = validator(schema).iter_errors(document.data)
     for error in sorted(errors, key=lambda error: error.validator not in ("type", "minLength")):
         path: Path = tuple(error.absolute_path)
         if error.validator == "required":
@@ -88,7 +99,7 @@ def _schema_violations(document: YamlDocument, file: str) -> t.Iterator[Violatio
                     file,
                     document.line(path + (key,)),
                     dotted(path + (key,)),
-                    "is not a field of a manifest",
+                    f"is not a field of a {NOUNS[schema]}",
                 )
         else:
             yield Violation(file, document.line(path), dotted(path), _expectation(error))
@@ -138,7 +149,7 @@ def validate_manifest(text: str, file: str) -> tuple[YamlDocument, list[Violatio
     ]
     if document.data is not None or not violations:
         by_path: dict[str, Violation] = {}
-        for violation in _schema_violations(document, file):
+        for violation in schema_violations(document, file):
             by_path.setdefault(violation.path, violation)
         violations.extend(by_path.values())
         if not violations:

@@ -18,6 +18,7 @@ DIRECTORIES = (
     "playbooks",
     "meta",
     "changelogs",
+    "extensions",
     "tests/unit",
     "tests/integration",
 )

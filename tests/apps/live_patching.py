@@ -15,6 +15,8 @@ from typing import Any
 
 TOP = pathlib.Path(__file__).resolve().parents[2]
 COMMANDS = pathlib.Path(sys.executable).parent
+#: Ansible's own commands: of another ansible-core where `make test-newest` says so.
+CONTROLLER = pathlib.Path(os.environ.get("WFPATCH_CONTROLLER") or COMMANDS.parent) / "bin"
 RECAP = re.compile(r"^(\S+)\s+: ok=(\d+)\s+changed=(\d+)", re.M)
 
 
@@ -89,11 +91,40 @@ def play(
     folder: pathlib.Path,
     *options: str,
     prefix: Sequence[str] = (),
-    commands: pathlib.Path = COMMANDS,
+    commands: pathlib.Path = CONTROLLER,
     **variables: Any,
 ) -> Run:
     """Runs playbooks/NAME.yml on the inventory; `prefix` is a command line that runs it elsewhere,
     such as a network namespace, and `commands` is where the ansible-playbook to use is."""
+    play = begin(name, inventory, folder, *options, prefix=prefix, commands=commands, **variables)
+    return play.end()
+
+
+class Play:
+    """A playbook that runs."""
+
+    def __init__(self, name: str, report: pathlib.Path, process: subprocess.Popen[str]) -> None:
+        self.name, self.report, self.process = name, report, process
+
+    def end(self) -> Run:
+        """Waits for its end."""
+        output = "".join(self.process.communicate())
+        assert self.report.exists() or self.name in ("install", "compliance"), output
+        changed = {match[1]: int(match[3]) for match in RECAP.finditer(output)}
+        written = json.loads(self.report.read_text()) if self.report.exists() else {}
+        return Run(self.process.returncode, output, changed, written)
+
+
+def begin(
+    name: str,
+    inventory: pathlib.Path,
+    folder: pathlib.Path,
+    *options: str,
+    prefix: Sequence[str] = (),
+    commands: pathlib.Path = COMMANDS,
+    **variables: Any,
+) -> Play:
+    """As play, without waiting. It leads a process group of its own."""
     report = folder / f"{name}.report.json"
     report.unlink(missing_ok=True)
     settings = json.dumps({**variables, "wfpatch_report": str(report)})
@@ -103,21 +134,19 @@ def play(
         "ANSIBLE_COLLECTIONS_PATH": str(TOP / ".work" / "collections"),
         "ANSIBLE_FORCE_COLOR": "0",
     }
-    done = subprocess.run(
+    process = subprocess.Popen(
         [
             *(*prefix, commands / "ansible-playbook", TOP / "playbooks" / f"{name}.yml"),
             *("-i", inventory, "-e", settings, *options),
         ],
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
         env=environment,
         stdin=subprocess.DEVNULL,
+        start_new_session=True,
     )
-    output = done.stdout + done.stderr
-    assert report.exists() or name == "install", output
-    changed = {match[1]: int(match[3]) for match in RECAP.finditer(output)}
-    written = json.loads(report.read_text()) if report.exists() else {}
-    return Run(done.returncode, output, changed, written)
+    return Play(name, report, process)
 
 
 def gdb_agrees(outer: int, inner: int, report: dict[str, Any], host: str) -> tuple[bool, str]:

@@ -7,6 +7,7 @@ files; that the tree as it is passes is what ``make lint`` itself shows.
 
 from __future__ import annotations
 
+import random
 import shutil
 import subprocess
 import sys
@@ -129,6 +130,19 @@ RETURN = "# none"
         + "---\n- name: A planted play\n  hosts: all\n  tasks:\n    - ansible.builtin.shell: ls\n",
         "planted.yml",
     ),
+    # The importer exits 0 with it.
+    "a collection that the importer warns of": Fault(
+        "collection-artifact",
+        "roles/report/tasks/planted.yml",
+        HEAD + "---\n- shell: ls\n",
+        "WARNING: roles/report/tasks/planted.yml",
+    ),
+    "an archive that is too large": Fault(
+        "collection-artifact",
+        "docs/planted.svg",
+        random.Random(1).randbytes(3 << 20).hex(),
+        "the limit is 3145728",
+    ),
     "a module whose documents and arguments differ": Fault(
         "ansible-sanity",
         "plugins/modules/planted.py",
@@ -155,6 +169,7 @@ EMPTIED = {
     "python-floor": ["plugins"],
     "c-warnings": ["tests", "builder", "catalogue", "benchmarks", "demo", "kmod"],
     "change-log": ["changelogs"],
+    "collection-artifact": ["plugins", "roles"],
     "plugin-documents": ["plugins", "roles"],
     "ansible-style": ["playbooks", "roles"],
     "ansible-sanity": ["plugins"],

@@ -22,7 +22,7 @@ LIMIT = 16_000
 #: What does more goes to a host once in a while only: when the kernel service is installed.
 LARGER = {"kernel_service": 30_000}
 #: Those that run on the controller only, as action plugins.
-CONTROLLER_ONLY = {"fleet_report", "manifest"}
+CONTROLLER_ONLY = {"compliance_report", "fleet_report", "manifest", "rollout", "signature"}
 MODULES = sorted(
     path.stem
     for path in (TOP / "plugins" / "modules").glob("*.py")

@@ -37,7 +37,7 @@ def packed(tmp_path_factory):
 def test_equal_sources_give_equal_bytes(packed, tmp_path):
     # Elsewhere, later, in another order of directory entries, under another mask and time zone.
     other = tmp_path / "elsewhere"
-    for part in ("applier", "setup", "requirements"):
+    for part in ("applier", "plugins", "setup", "requirements"):
         shutil.copytree(TOP / part, other / part, ignore=shutil.ignore_patterns("__pycache__"))
     previous = os.umask(0o077)
     try:
@@ -50,7 +50,7 @@ def test_equal_sources_give_equal_bytes(packed, tmp_path):
 
 def test_a_changed_source_changes_the_file(packed, tmp_path):
     other = tmp_path / "elsewhere"
-    for part in ("applier", "setup", "requirements"):
+    for part in ("applier", "plugins", "setup", "requirements"):
         shutil.copytree(TOP / part, other / part, ignore=shutil.ignore_patterns("__pycache__"))
     with (other / "applier" / "wfpatch" / "errors.py").open("a") as stream:
         stream.write("# changed\n")

@@ -7,7 +7,6 @@ import json
 import pathlib
 import shlex
 import subprocess
-import sys
 
 from .base_root import OPERATOR
 from .state import FleetState, HostRecord
@@ -33,7 +32,8 @@ def write_known_hosts(place: pathlib.Path, keys: dict[str, str]) -> None:
 
 def write_ssh_config(place: pathlib.Path, fleet: FleetState, namespace: pathlib.Path) -> None:
     """For `ssh -F`. The proxy command enters the fleet's network and hands ssh the socket."""
-    proxy = shlex.join([sys.executable, "-I", "-S", str(CONNECT), str(namespace)])
+    # Debian's own interpreter: ssh may run in a root that does not have this process' one.
+    proxy = shlex.join(["/usr/bin/python3", "-I", "-S", str(CONNECT), str(namespace)])
     text = "# SPDX-License-Identifier: GPL-3.0-or-later\n"
     for host in fleet.hosts:
         text += f"Host {host.name}\n    HostName {host.address}\n    HostKeyAlias {host.name}\n"

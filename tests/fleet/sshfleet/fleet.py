@@ -10,7 +10,8 @@ import subprocess
 import time
 from collections.abc import Iterator, Sequence
 
-from . import access, base_root, host, namespaces, network, state
+from . import access, base_root, host, namespaces, network, remote, state
+from .base_root import OPERATOR
 
 MAXIMUM = 100
 
@@ -74,13 +75,19 @@ class Fleet:
         )
 
     def ssh(self, name: str, command: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
-        """Runs a shell command as the unprivileged user, over ssh."""
-        return subprocess.run(
-            ["ssh", "-F", str(self.ssh_config), name, command],
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            stdin=subprocess.DEVNULL,
+        """Runs a shell command as the unprivileged user, over SSH."""
+        address = self.host(name).address
+        there = remote.Remote(
+            lambda: remote.connected(address, 22, self.namespace),
+            name,
+            OPERATOR,
+            self.place / "operator_key",
+            self.place / "known_hosts",
+        )
+        with contextlib.closing(there):
+            done = there.run(command, timeout=timeout)
+        return subprocess.CompletedProcess(
+            command, done.returncode, done.stdout.decode(), done.stderr.decode()
         )
 
     def root(self, name: str) -> pathlib.Path:

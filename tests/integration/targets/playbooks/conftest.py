@@ -238,6 +238,7 @@ def playbooks(tmp_path):
                 "wfpatch_library": f"{place}/lib",
                 "wfpatch_store": f"{place}/store",
                 "wfpatch_allowed_signers": f"{place}/etc/allowed_signers",
+                "wfpatch_facts_file": f"{place}/etc/wfpatch.fact",
             },
             "children": {
                 "patched": {"hosts": {"here": None}},

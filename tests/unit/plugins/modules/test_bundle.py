@@ -116,3 +116,20 @@ def test_contents_are_kept_out_of_logs():
         "signature",
         "patch",
     ]
+
+
+def test_what_nobody_needs_goes(push, host, make_patch, run_module):
+    push(make_patch("example-a"), make_patch("example-b"))
+    host.tell(garbage=["example-a"])
+    given = {"state": "absent", "unneeded": True, **host.paths()}
+    planned = run_module(bundle, check=True, **given)
+    assert planned["changed"] and stored(host) == ["example-a", "example-b"]
+    done = run_module(bundle, **given)
+    assert done["bundles"] == [{"id": "example-a", "changed": True, "digest": None}]
+    assert done["diff"]["before"] == "example-a ab12\n" == planned["diff"]["before"]
+    assert stored(host) == ["example-b"]
+    assert not run_module(bundle, **given)["changed"]
+    neither = run_module(bundle, state="absent", **host.paths())
+    assert neither["failed"] and "unneeded" in neither["msg"]
+    host.program.unlink()
+    assert run_module(bundle, **given)["reason"] == "applier_missing"

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from ansible_collections.wfpatch.fleet.plugins.modules import live_patch
 from ansible_collections.wfpatch.fleet.tests.unit.conftest import FAKE_APPLIER, payload
@@ -47,6 +49,8 @@ def test_check_mode_changes_nothing(live, host):
     assert planned["diff"]["after"] == (
         "state: patched\n"
         "example[812] example: patched, generation 2, patches in force: example-a, example-b\n"
+        "  parse_0 at 0x1000: new code, armed by byte\n"
+        "  parse_1 at 0x1010: new code, armed by byte\n"
     )
     assert host.processes[0]["patches"] == []
     live()
@@ -54,6 +58,29 @@ def test_check_mode_changes_nothing(live, host):
     assert planned["changed"]
     assert planned["diff"]["after"].endswith("patches in force: example-a\n")
     assert host.processes[0]["patches"] == ["example-a", "example-b"]
+
+
+def test_opt_outs_are_written_before_anything_is_applied(live, host):
+    rules = [{"kind": "user", "pattern": "nobody"}, {"kind": "path", "pattern": "/opt/*"}]
+    file = host.store / "opt-outs.json"
+    assert live(check=True, opt_out=rules)["changed"]
+    assert not file.exists()
+    live()
+    assert not file.exists()
+    # They alone are a change; the same again is none, and saying nothing leaves them.
+    assert live(opt_out=rules)["changed"]
+    assert json.loads(file.read_text()) == {"schema": 1, "rules": rules}
+    assert not live(opt_out=rules)["changed"]
+    assert not live()["changed"]
+    live(state="reverted", opt_out=[])
+    assert json.loads(file.read_text())["rules"] == rules
+    assert live(opt_out=[])["changed"]
+    assert json.loads(file.read_text())["rules"] == []
+
+
+def test_no_opt_outs_need_no_file(live, host):
+    live(opt_out=[])
+    assert not (host.store / "opt-outs.json").exists()
 
 
 def test_check_mode_on_a_host_without_anything(host, make_patch, run_module):
@@ -102,8 +129,40 @@ def test_every_other_end_is_a_failure_that_says_why(live, host, exit_code, reaso
 )
 def test_states_that_are_accepted(live, host, exit_code, reason, accept):
     host.tell(exit={"apply": [exit_code, reason]})
-    assert "failed" not in live(accept=accept)
-    assert live(accept=["pending"])["failed"]
+    assert "failed" not in live(accept=accept, verify=False)
+    assert live(accept=["pending"], verify=False)["failed"]
+
+
+def test_memory_is_read_once_more_after_a_change(live, host):
+    unpatched = host.processes
+    assert live()["verified"] is True
+    host.tell(exit={"verify": [5, "tampered"]})
+    # Nothing was changed: what apply said is what memory says.
+    again = live()
+    assert (again["changed"], again["verified"]) == (False, None)
+    assert "failed" not in again
+    host.tell(processes=unpatched)
+    found = live()
+    assert found["failed"]
+    assert (found["changed"], found["reason"], found["verified"]) == (True, "tampered", False)
+    assert found["result"]["message"] == "told to end with tampered"
+    assert live(check=True)["verified"] is None
+
+
+def test_another_state_on_a_second_reading(live, host):
+    """A process loses its patch between the two."""
+    real = host.program.read_text()
+    host.program.write_text(
+        real.replace(
+            "exec ",
+            f'case " $* " in *" verify "*) echo "$LOST" >{host.store}/fake.json;; esac\nexec ',
+        )
+    )
+    lost = json.dumps({"processes": [{"pid": 812, "comm": "example", "patches": []}]})
+    host.program.write_text(host.program.read_text().replace("$LOST", lost.replace('"', '\\"')))
+    found = live()
+    assert (found.get("failed"), found["verified"]) == (True, False)
+    assert "but live memory read once more shows the state vulnerable" in found["msg"]
 
 
 def test_a_blocked_host_is_never_accepted(live, host):
@@ -143,6 +202,7 @@ def test_command_line():
         "until": "load",
         "wait": 5,
         "include_init": False,
+        "events": None,
     }
     wait = ["--wait", "5"]
     rest = ["--pid", "3", "--pid", "4", "--policy", "global", "--backend", "auto", "--timeout", "9"]
@@ -159,8 +219,14 @@ def test_command_line():
         "a",
         "b",
     ]
-    params["state"] = "reverted"
-    assert live_patch.words(params, False) == [*wait, "revert", *rest, "--", "b", "a"]
+    params.update(state="reverted", events="e" * 32)
+    told = ["--events", "e" * 32]
+    assert live_patch.words(params, False) == [*wait, "revert", *rest, *told, "--", "b", "a"]
+    params.update(state="applied", include_init=False)
+    assert live_patch.words(params, False) == [
+        *(*wait, "apply", *rest, *told, "--until", "load", "--", "a", "b"),
+    ]
+    assert live_patch.words(params, True) == [*wait, "plan", *rest, "--", "a", "b"]
 
 
 @pytest.mark.parametrize("text", ["", "no JSON", "[]", '{"schema": 2}', '{"schema": 1}'])

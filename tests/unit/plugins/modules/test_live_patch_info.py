@@ -21,7 +21,10 @@ def test_states(info, host):
     found = info()
     assert (found["state"], found["changed"], found["exit_code"]) == ("vulnerable", False, 3)
     assert "failed" not in found
+    assert (found["cves"], found["opted_out"]) == ({"CVE-2026-0001": "vulnerable"}, 0)
+    assert found["patches"] == {"example-a": "vulnerable"}
     host.tell(processes=[{"pid": 1, "comm": "example", "patches": ["example-a"]}])
+    assert info()["cves"] == {"CVE-2026-0001": "patched"}
     assert info(verify=False)["state"] == "patched"
     assert info(check=True)["state"] == "patched"
 
@@ -57,3 +60,12 @@ def test_no_applier(info, host):
     found = info()
     assert found["failed"]
     assert found["reason"] == "applier_missing"
+
+
+def test_several_patches_for_a_cve():
+    pairs = [("CVE-2026-0001", "not_affected"), ("CVE-2026-0001", "patched"), ("b", "vulnerable")]
+    expected = {"CVE-2026-0001": "patched", "b": "vulnerable"}
+    assert live_patch_info.states(pairs) == live_patch_info.states(reversed(pairs)) == expected
+    process = {"patches": [{"id": "a", "state": "vulnerable"}], "opted_out": "host"}
+    result = {"processes": [process, {**process, "opted_out": None}], "cves": []}
+    assert live_patch_info.overview(result)["opted_out"] == 1

@@ -121,3 +121,13 @@ def test_table(result):
 
 def test_report_of_no_host_does_not_fit():
     assert problems("report", fleet_report("status", False, []))
+
+
+def test_a_host_without_room_is_told_from_one_that_cannot_be_reached():
+    lost = {"unreachable": True, "msg": "mkdir: cannot create: No space left on device"}
+    row = host_row("a", None, lost, False)
+    assert (row["state"], row["reason"]) == ("unknown", "disk_full")
+    row = host_row("a", None, {**lost, "msg": "Connection refused"}, False)
+    assert row["reason"] == "host_unreachable"
+    row = host_row("a", None, {"failed": True, "msg": "No space left on device"}, True)
+    assert row["reason"] == "disk_full"

@@ -114,4 +114,4 @@ def test_problems_of_the_yaml_are_violations_too():
     found = violations(text)
     assert "can be read in more than one way" in str(found[0]) + str(found[-1])
     assert violations("- a\n- b\n")[0].message.startswith("a mapping is expected")
-    assert violations("")[0].message == "the manifest is empty"
+    assert violations("")[0].message == "the document is empty"
