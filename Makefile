@@ -37,6 +37,14 @@ applier: setup ## Pack the applier into one file, dist/wfpatch
 collection: applier ## Place this checkout as the collection wfpatch.fleet; print the collections path
 	@setup/collection
 
+.PHONY: artifact
+artifact: setup ## Build the collection's archive for ansible-galaxy, dist/wfpatch-fleet-VERSION.tar.gz
+	@setup/artifact
+
+.PHONY: documents
+documents: setup ## The reference of modules, plugins and roles as HTML, .work/documents/index.html
+	@setup/documents
+
 .PHONY: demo
 demo: collection ## Live-patch redis and memcached on three SSH hosts under load, and judge it
 	@demo/run
@@ -83,18 +91,28 @@ test-unit: setup applier ## The collection's plugins, by ansible-test units of b
 	oldest=$$(setup/oldest_controller)
 	WFPATCH_VENV=$$oldest setup/ansible_test units --local --python 3.11 --color no
 
+.PHONY: test-newest
+test-newest: setup applier ## Units by the newest ansible-core, in a Debian 13 root
+	@newest=$$(setup/newest_controller)
+	WFPATCH_VENV=$$newest setup/ansible_test units --local --python 3.13 --color no
+
+.PHONY: test-newest-fleet
+test-newest-fleet: collection ## Playbooks on SSH hosts by the newest ansible-core
+	@export WFPATCH_CONTROLLER=$$(setup/newest_controller)
+	$(PYTEST) -m 'slow or not slow' $(addprefix tests/fleet/test_,operation.py installation.py live_progress.py)
+
 .PHONY: test-integration
 test-integration: setup applier ## The collection's modules on this machine, by ansible-test integration
 	@setup/ansible_test integration --local --python 3.11 --color no
 
 .PHONY: test-fleet
 test-fleet: collection ## Playbooks on SSH hosts in namespaces, with real services under load
-	@$(PYTEST) tests/fleet $(wildcard tests/apps tests/load)
+	@$(PYTEST) tests/compliance tests/fleet $(wildcard tests/apps tests/load)
 
 .PHONY: test-vm
 test-vm: collection ## The kernel service in a virtual machine with Debian 12's kernel
 	@setup/virtual_machines
-	$(PYTEST) $(addprefix tests/vm/test_, rig.py selftest.py services.py kernel_service.py engine.py)
+	$(PYTEST) --durations 15 $(addprefix tests/vm/test_, rig.py selftest.py services.py kernel_service.py engine.py)
 
 .PHONY: test-kernels
 test-kernels: collection ## The kernel service: built for all kernels, and all its tests on each of them
@@ -104,11 +122,15 @@ test-kernels: collection ## The kernel service: built for all kernels, and all i
 
 .PHONY: test-soak
 test-soak: collection ## The suites' slow tests: long loops, kills, stress
-	@$(PYTEST) -m slow --timeout 3600 tests/engine tests/dkms $(wildcard tests/builder tests/apps tests/load) tests/fleet
+	@$(PYTEST) -m slow --timeout 3600 tests/engine tests/dkms $(wildcard tests/builder tests/apps tests/load) tests/compliance tests/fleet
 
 .PHONY: bench
 bench: collection ## Latency, gaps and costs, quiet and while patching
 	@benchmarks/run
+
+.PHONY: bench-fleet
+bench-fleet: collection ## What a run costs over 1, 10 and 100 hosts, against a ping
+	@benchmarks/fleet
 
 .PHONY: clean
 clean: ## Remove what was made in the checkout; the cache stays
