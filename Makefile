@@ -109,10 +109,13 @@ test-integration: setup applier ## The collection's modules on this machine, by 
 test-fleet: collection ## Playbooks on SSH hosts in namespaces, with real services under load
 	@$(PYTEST) tests/compliance tests/fleet $(wildcard tests/apps tests/load)
 
+# Emulated machines on a slow host: no test is begun after so many seconds, and those left are named. 0: all.
+export VM_SECONDS ?= 0
+
 .PHONY: test-vm
 test-vm: collection ## The kernel service in a virtual machine with Debian 12's kernel
 	@setup/virtual_machines
-	$(PYTEST) --durations 15 $(addprefix tests/vm/test_, rig.py selftest.py services.py kernel_service.py engine.py)
+	$(PYTEST) --durations 15 --begin-within $(VM_SECONDS) $(addprefix tests/vm/test_, rig.py selftest.py services.py kernel_service.py engine.py)
 
 .PHONY: test-kernels
 test-kernels: collection ## The kernel service: built for all kernels, and all its tests on each of them

@@ -268,12 +268,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except OSError as error:
-        if error.errno not in NO_ROOM:
-            traceback.print_exc()
-            return _end(Crashed(error), as_json)
-        return _end(Failed("disk_full", f"{error.filename or 'a file'}: {error.strerror}"), as_json)
     except Exception as error:  # noqa: BLE001 - a caller of --json gets JSON whatever happens
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
+            full = f"{error.filename or 'a file'}: {error.strerror}"
+            return _end(Failed("disk_full", full), as_json)
         traceback.print_exc()
         return _end(Crashed(error), as_json)
 

@@ -8,6 +8,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -21,6 +22,9 @@ from live_patching import Signer  # noqa: E402
 from rig import image, machine  # noqa: E402
 from rig.machine import Machine, Spec  # noqa: E402
 
+#: When the tests began, and which were not for want of time.
+BEGUN = pytest.StashKey[float]()
+NOT_BEGUN = pytest.StashKey[list[str]]()
 Booter = Callable[[Spec], Machine]
 #: The demonstration's bundles; the second redis one replaces a function of the first again.
 RECIPES = {
@@ -30,8 +34,34 @@ RECIPES = {
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """--kernels: which of setup/kernels' series, with commas; the machine's own by default."""
+    """--kernels: which of setup/kernels' series, with commas; the machine's own by default.
+
+    --begin-within: seconds after which no further test is begun; those left are named. 0: all are.
+    """
     parser.addoption("--kernels", default=image.OWN_SERIES)
+    parser.addoption("--begin-within", type=float, default=0, metavar="SECONDS")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[BEGUN] = time.monotonic()
+    config.stash[NOT_BEGUN] = []
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """A slow host's machines are slower still: a part of the tests, told from all of them."""
+    limit = item.config.getoption("--begin-within")
+    if limit and time.monotonic() - item.config.stash[BEGUN] > limit:
+        item.config.stash[NOT_BEGUN].append(item.nodeid)
+        pytest.skip(f"not begun: {limit:.0f} s are over")
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """The line that a runner repeats."""
+    if left := config.stash[NOT_BEGUN]:
+        terminalreporter.write_line(f"not begun for want of time: {len(left)}: {' '.join(left)}")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
