@@ -88,6 +88,33 @@ struct wf_entry *wf_visit_entry(const struct wf_visit *visit, const struct task_
 	return NULL;
 }
 
+/*
+ * A thread that was born during the visit is a copy of its parent, which was judged or is waited
+ * for. Of one that was born in a settled row nothing but words of its own could accuse it, and it
+ * had none then. Without this, a visit of a program that makes threads all the time ends only when
+ * it happens to see none that is new.
+ *
+ * The GS base in task_struct is never newer than the thread's own, and threads leave no settled
+ * row. A child that is a process of its own (vfork) runs on its parent's stack.
+ */
+static void wf_settle_newborn(const struct wf_visit *visit, struct wf_entry *entry)
+{
+	struct task_struct *task = entry->task;
+	u64 gs_base = READ_ONCE(task->thread.gsbase), row = gs_base / WFPATCH_ROW_SIZE;
+
+	if (entry->initial || thread_group_leader(task) || READ_ONCE(task->thread.gsindex))
+		return;
+	if (row >= WFPATCH_ROWS || row * WFPATCH_ROW_SIZE != gs_base ||
+	    !(visit->settled_rows & BIT_ULL(row)))
+		return;
+	entry->gs_base = gs_base;
+	entry->row = row;
+	entry->reason = WFPATCH_REASON_NONE;
+	entry->seen = true;
+	entry->state = WFPATCH_STATE_CLEAR;
+}
+
+/* Return: 1 for a thread to be judged, 0 for one that need not be, or -ENOMEM. */
 static int wf_visit_add(struct wf_visit *visit, struct task_struct *task)
 {
 	struct wf_entry *entry = kzalloc(sizeof(*entry), GFP_KERNEL);
@@ -98,13 +125,14 @@ static int wf_visit_add(struct wf_visit *visit, struct task_struct *task)
 	entry->row = ~0U;
 	entry->reason = WFPATCH_REASON_UNSEEN;
 	entry->pass = visit->pass;
-	entry->initial = visit->pass <= 1;
+	entry->initial = !visit->enumerated;
+	wf_settle_newborn(visit, entry);
 	list_add_tail(&entry->link, &visit->entries);
 	hlist_add_head_rcu(&entry->node,
 			   &visit->buckets[hash_ptr(task, ilog2(WF_BUCKETS))]);
 	visit->n_entries++;
 	wf_count(WF_COUNT_TASKS);
-	return 0;
+	return entry->state == WFPATCH_STATE_WAITING;
 }
 
 static void wf_visit_remove(struct wf_visit *visit, struct wf_entry *entry)
@@ -162,28 +190,30 @@ static int wf_visit_enumerate_one(struct wf_visit *visit)
 {
 	bool wanted = wf_visit_wants(visit, visit->only);
 	struct wf_entry *entry = wf_visit_entry(visit, visit->only);
-	int error;
+	int added;
 
 	if (entry && !wanted)
 		wf_visit_remove(visit, entry);
 	if (entry || !wanted)
 		return 0;
-	error = wf_visit_add(visit, get_task_struct(visit->only));
-	if (error)
+	added = wf_visit_add(visit, get_task_struct(visit->only));
+	if (added < 0)
 		put_task_struct(visit->only);
-	return error ? error : 1;
+	else
+		visit->enumerated = true;
+	return added;
 }
 
 /*
- * Adds the tasks that are not in the visit yet, and drops those that have left. Return: how many
- * were added, or a negative errno.
+ * Adds the tasks that are not in the visit yet, and drops those that have left. Return: how many of
+ * those added are to be judged, or a negative errno.
  */
 static int wf_visit_enumerate(struct wf_visit *visit)
 {
 	struct wf_entry *entry, *next;
 	unsigned int room = visit->n_entries ? 64 : 1024, count, i, all = 0;
 	struct task_struct **found;
-	int error = 0;
+	int added = 0;
 
 	if (visit->only)
 		return wf_visit_enumerate_one(visit);
@@ -193,20 +223,21 @@ static int wf_visit_enumerate(struct wf_visit *visit)
 	do {
 		count = wf_visit_gather(visit, found, room);
 		for (i = 0; i < min(count, room); i++) {
-			if (!error)
-				error = wf_visit_add(visit, found[i]);
-			if (error)
+			if (added >= 0)
+				added = wf_visit_add(visit, found[i]);
+			if (added < 0)
 				put_task_struct(found[i]);
 			else
-				all++;
+				all += added;
 		}
-	} while (!error && count > room);
+	} while (added >= 0 && count > room);
 	kvfree(found);
-	if (error)
-		return error;
+	if (added < 0)
+		return added;
 	list_for_each_entry_safe(entry, next, &visit->entries, link)
 		if (entry->pass != visit->pass)
 			wf_visit_remove(visit, entry);
+	visit->enumerated = true;
 	return all;
 }
 
@@ -280,7 +311,7 @@ static bool wf_all_seen(const struct wf_visit *visit)
  * @once: each thread there is at first is judged once, whatever comes of it
  *
  * A thread born meanwhile is a copy of one that may not have been done: the list of tasks is read
- * again once all are, and the visit ends when it has no new one.
+ * again once all are, and the visit ends when it has no new one that is to be judged.
  *
  * Return: 0 when the visit is done with all threads, -ETIME, -ESRCH when there are none, -ENOMEM.
  * The samplers do not know the visit any more.
@@ -425,6 +456,7 @@ static struct wf_request *wf_request_create(struct mm_struct *mm)
 static int wf_request_fill(struct wf_request *request, const struct wfpatch_visit *arguments)
 {
 	request->arguments = *arguments;
+	request->visit.settled_rows = arguments->left_rows;
 	request->ranges = vmemdup_user((const void __user *)arguments->ranges,
 				       array_size(arguments->n_ranges, sizeof(*request->ranges)));
 	if (IS_ERR(request->ranges)) {

@@ -145,7 +145,9 @@ typedef bool (*wf_judge)(struct wf_visit *visit, struct wf_entry *entry, struct 
  * @buckets: entries by task
  * @entries: the same as a list
  * @n_entries: how many
- * @pass: the number of the last enumeration; of the first it is 1
+ * @pass: the number of the last reading of the list of tasks
+ * @enumerated: whether all threads there were at first are in it
+ * @settled_rows: mask of rows in which a thread that is born during the visit need not be judged
  */
 struct wf_visit {
 	struct list_head published;
@@ -158,6 +160,8 @@ struct wf_visit {
 	struct list_head entries;
 	unsigned int n_entries;
 	unsigned int pass;
+	bool enumerated;
+	u64 settled_rows;
 };
 
 /**

@@ -139,7 +139,7 @@ static void third_of_a_second(int unused)
 
 static void on_another_stack(void)
 {
-	/* In the same mapping as the stack that it is another than. */
+	/* In the same mapping as the stack that it is another than, and above what is called here. */
 	char stack[16 << 10];
 	stack_t alternate = { .ss_sp = stack, .ss_size = sizeof(stack) };
 	struct sigaction action = { .sa_handler = third_of_a_second, .sa_flags = SA_ONSTACK };
@@ -147,6 +147,7 @@ static void on_another_stack(void)
 	sigaltstack(&alternate, NULL);
 	sigaction(SIGUSR1, &action, NULL);
 	raise(SIGUSR1);
+	usleep(20000);
 }
 
 /* How long a sleeper sleeps, in microseconds: all together wake 1000 times a second, or few do. */
@@ -197,7 +198,6 @@ static void *live(void *of)
 			break;
 		case HANDLER:
 			on_another_stack();
-			usleep(20000);
 			break;
 		case STORM:
 			if (!pthread_create(&other, NULL, storm_child, NULL))

@@ -448,6 +448,7 @@ static void test_visit(void)
 	arguments.n_stacks = stacks_of(victim, list.n_threads, stacks);
 	arguments.stacks = (uintptr_t)stacks;
 	arguments.from_rows = 1;
+	arguments.left_rows = 1 << 5;
 	arguments.target = 5;
 	begun = now();
 	list = visit(session, &arguments);
@@ -478,6 +479,7 @@ static void test_visit(void)
 	struct wfpatch_range everything = { .low = 1, .high = ~0ULL, .kind = WFPATCH_KIND_OLD };
 
 	arguments.flags = WFPATCH_VISIT_ONCE;
+	arguments.left_rows = 0;
 	arguments.ranges = (uintptr_t)&everything;
 	arguments.n_ranges = 1;
 	list = visit(session, &arguments);
@@ -507,6 +509,37 @@ static void test_visit(void)
 	close(session);
 	CHECK(now() - begun < 10, "closing a session took %.1f s", now() - begun);
 	close(event);
+	end_victim(victim);
+}
+
+/* Threads that are born all the time, of threads that were moved, keep no visit open. */
+static void test_births(void)
+{
+	static struct wfpatch_stack stacks[THREADS_MOST];
+	const unsigned int rounds = 20;
+	pid_t victim = start_victim((struct crowd){ .computing = 4, .storms = 4 });
+	int session = attach(victim);
+	struct wfpatch_visit arguments = { .size = sizeof(arguments), .eventfd = -1,
+					   .deadline_ms = 10000, .flags = WFPATCH_VISIT_MIGRATE,
+					   .stacks = (uintptr_t)stacks, .scan_limit = 1 << 20 };
+	unsigned int row, clear = 0;
+	double begun = now();
+
+	for (row = 1; row <= rounds; row++) {
+		struct wfpatch_visit look = { .size = sizeof(look), .eventfd = -1,
+					      .deadline_ms = 10000, .flags = WFPATCH_VISIT_ONCE };
+		struct wfpatch_list list = visit(session, &look);
+
+		arguments.n_stacks = stacks_of(victim, list.n_threads, stacks);
+		arguments.from_rows = 1 << (row - 1);
+		arguments.left_rows = 1 << row;
+		arguments.target = row;
+		list = visit(session, &arguments);
+		clear += list.state == WFPATCH_VISIT_CLEAR;
+	}
+	printf("# %u of %u visits were done in %.1f s\n", clear, rounds, now() - begun);
+	CHECK(clear == rounds, "%u of %u visits were done", clear, rounds);
+	close(session);
 	end_victim(victim);
 }
 
@@ -640,6 +673,7 @@ static const struct test tests[] = {
 	{ "thread", test_thread },
 	{ "words", test_words },
 	{ "visit", test_visit },
+	{ "births", test_births },
 	{ "poke_refused", test_poke_refused },
 	{ "poke_hot", test_poke_hot },
 	{ "foreign_breakpoint", test_foreign_breakpoint },

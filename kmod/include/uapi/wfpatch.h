@@ -204,9 +204,10 @@ struct wfpatch_stack {
  * @scan_limit: bytes of stack that are looked at, at most
  *
  * A thread is *clear* once, at one moment, its instruction pointer and no word of the used part of
- * its own stack lay in a range that counts for it. Asynchronous: poll(2) says POLLIN when all
- * threads are clear or the deadline has passed; LIST says what was seen. A session has one
- * visit at a time, and other requests fail with EBUSY meanwhile; CANCEL ends it.
+ * its own stack lay in a range that counts for it. One that is born during the visit, in one of
+ * @left_rows, is clear as it is: LIST says its row and nothing else of it. Asynchronous: poll(2)
+ * says POLLIN when all threads are clear or the deadline has passed; LIST says what was seen. A
+ * session has one visit at a time, and other requests fail with EBUSY meanwhile; CANCEL ends it.
  */
 struct wfpatch_visit {
 	__u32 size;
