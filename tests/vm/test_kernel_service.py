@@ -100,7 +100,8 @@ def test_check_mode_on_a_clean_host(machine: Machine, play: Play) -> None:
     assert traces(machine) == before
 
 
-@pytest.mark.slow  # here as on a kernel of its own; tests/fleet/test_kernel_service.py has it each time
+# tests/fleet/test_kernel_service.py has it each time.
+@pytest.mark.slow
 def test_a_host_without_headers(machine: Machine, play: Play) -> None:
     machine.run("mv /lib/modules/$(uname -r)/build /root/build")
     run = play("install", "-v", wfpatch_kernel_service="auto")
