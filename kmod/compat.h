@@ -116,12 +116,13 @@ static inline void wf_write_msr(u32 msr, u64 value)
 }
 
 /* 6.5 dropped the areas. */
-static inline long wf_get_page(struct mm_struct *mm, unsigned long address, struct page **page)
+static inline long wf_get_page(struct mm_struct *mm, unsigned long address, unsigned int flags,
+			       struct page **page)
 {
 #if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 5, 0)
-	return get_user_pages_remote(mm, address, 1, FOLL_WRITE | FOLL_FORCE, page, NULL);
+	return get_user_pages_remote(mm, address, 1, flags, page, NULL);
 #else
-	return get_user_pages_remote(mm, address, 1, FOLL_WRITE | FOLL_FORCE, page, NULL, NULL);
+	return get_user_pages_remote(mm, address, 1, flags, page, NULL, NULL);
 #endif
 }
 

@@ -93,7 +93,8 @@ static bool wf_site_holds(const struct wf_site *site, const u8 *bytes)
 	return true;
 }
 
-static int wf_pin(struct mm_struct *mm, unsigned long address, struct page **page)
+static int wf_pin(struct mm_struct *mm, unsigned long address, unsigned int flags,
+		  struct page **page)
 {
 	const struct vm_area_struct *area = find_vma(mm, address);
 
@@ -101,7 +102,7 @@ static int wf_pin(struct mm_struct *mm, unsigned long address, struct page **pag
 	if (!area || area->vm_start > address || area->vm_flags & VM_SHARED ||
 	    !(area->vm_flags & VM_EXEC))
 		return -EFAULT;
-	if (wf_get_page(mm, address, page) != 1) {
+	if (wf_get_page(mm, address, flags | FOLL_FORCE, page) != 1) {
 		*page = NULL;
 		return -EFAULT;
 	}
@@ -109,21 +110,17 @@ static int wf_pin(struct mm_struct *mm, unsigned long address, struct page **pag
 	return 0;
 }
 
-static int wf_site_open(struct wf_site *site, struct mm_struct *mm)
+static int wf_site_pin(struct wf_site *site, struct mm_struct *mm, unsigned int flags)
 {
-	struct wfpatch_poke *poke = site->poke;
-	unsigned long last = poke->address + poke->length - 1;
-	int error = wf_pin(mm, poke->address, &site->pages[0]);
+	unsigned long first = site->poke->address, last = first + site->poke->length - 1;
+	int error = wf_pin(mm, first, flags, &site->pages[0]);
 
-	if (!error && (poke->address ^ last) & PAGE_MASK)
-		error = wf_pin(mm, last & PAGE_MASK, &site->pages[1]);
-	if (error)
-		return error;
-	site->done = wf_site_holds(site, poke->after);
-	return site->done || wf_site_holds(site, poke->before) ? 0 : -EILSEQ;
+	if (!error && (first ^ last) & PAGE_MASK)
+		error = wf_pin(mm, last & PAGE_MASK, flags, &site->pages[1]);
+	return error;
 }
 
-static void wf_site_close(struct wf_site *site)
+static void wf_site_unpin(struct wf_site *site)
 {
 	unsigned int i;
 
@@ -131,9 +128,37 @@ static void wf_site_close(struct wf_site *site)
 		if (site->pages[i]) {
 			set_page_dirty_lock(site->pages[i]);
 			put_page(site->pages[i]);
+			site->pages[i] = NULL;
 			wf_uncount(WF_COUNT_PAGES);
 		}
 	}
+}
+
+/*
+ * Makes the pages copies of this program alone, and keeps none: before 5.19 a page that is held
+ * would be copied once more by the next who wants to write to it, so that stores by way of the
+ * first would be lost.
+ */
+static int wf_site_own(struct wf_site *site, struct mm_struct *mm)
+{
+	int error = wf_site_pin(site, mm, FOLL_WRITE);
+
+	wf_site_unpin(site);
+	return error;
+}
+
+static int wf_site_open(struct wf_site *site, struct mm_struct *mm)
+{
+	int error = wf_site_pin(site, mm, 0);
+	unsigned int i;
+
+	if (error)
+		return error;
+	for (i = 0; i < ARRAY_SIZE(site->pages); i++)
+		if (site->pages[i] && !PageAnon(site->pages[i]))
+			return -EFAULT;
+	site->done = wf_site_holds(site, site->poke->after);
+	return site->done || wf_site_holds(site, site->poke->before) ? 0 : -EILSEQ;
 }
 
 /* Visiting threads: nobody may be inside, nor return there */
@@ -280,11 +305,14 @@ static int wf_open_sites(struct wf_session *session, struct wf_arm_job *arm)
 	unsigned int i;
 	int error = 0;
 
+	for (i = 0; i < arm->arguments->n_pokes; i++)
+		arm->sites[i].poke->result = wf_site_own(&arm->sites[i], session->mm);
 	/* All are looked at: the caller learns of each that cannot be. */
 	for (i = 0; i < arm->arguments->n_pokes; i++) {
 		struct wf_site *site = &arm->sites[i];
 
-		site->poke->result = wf_site_open(site, session->mm);
+		if (!site->poke->result)
+			site->poke->result = wf_site_open(site, session->mm);
 		if (!error)
 			error = site->poke->result;
 	}
@@ -418,7 +446,7 @@ static int wf_run_arm(struct wf_session *session, struct wf_job *job)
 		error = wf_poke_sites(session, arm);
 	wf_pull_up_sites(arm);
 	for (i = 0; i < arm->arguments->n_pokes; i++)
-		wf_site_close(&arm->sites[i]);
+		wf_site_unpin(&arm->sites[i]);
 	mmap_read_unlock(session->mm);
 	/* So that the next attempt finds it. */
 	if (arm->absent)

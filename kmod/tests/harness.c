@@ -87,7 +87,7 @@ long counter(const char *name)
 
 __asm__(".pushsection .text\n"
 	".globl one, one_old, two, two_old, two_new\n"
-	".balign 64\n"
+	".balign 512\n"	/* all in one page */
 	"one: .byte 0xb8, 1, 0, 0, 0\n ret\n"
 	".balign 64\n"
 	"one_old: .byte 0xb8, 1, 0, 0, 0\n jmp one + 5\n"

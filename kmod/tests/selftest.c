@@ -576,6 +576,23 @@ static void test_poke_refused(void)
 	end_victim(victim);
 }
 
+/* Whether all pokes are in the process's memory. */
+static bool poked(pid_t pid, const struct wfpatch_poke *pokes, unsigned int count)
+{
+	unsigned char bytes[WFPATCH_MAX_POKE_LENGTH];
+	bool all = true;
+	char path[64];
+	int memory;
+
+	snprintf(path, sizeof(path), "/proc/%d/mem", pid);
+	memory = open(path, O_RDONLY);
+	for (; count--; pokes++)
+		all &= pread(memory, bytes, pokes->length, pokes->address) == pokes->length &&
+		       !memcmp(bytes, pokes->after, pokes->length);
+	close(memory);
+	return all;
+}
+
 /* ARM, again while it is not in time, for a minute: how often it was not; `result` is the last one. */
 static long armed_after(int session, struct wfpatch_arm *arm, int *result)
 {
@@ -617,7 +634,8 @@ static void test_poke_hot(void)
 			arm.deadline_ms = 200;
 		}
 		again += armed_after(session, &arm, &result);
-		if (!CHECK(result == 0, "round %ld: ARM gave %d", rounds, result))
+		if (!CHECK(result == 0, "round %ld: ARM gave %d", rounds, result) ||
+		    !CHECK(poked(victim, pokes, 2), "round %ld: memory is not as armed", rounds))
 			break;
 		/* The second time changes nothing, but looks at all threads again. */
 		if (rounds % 16 == 0) {
