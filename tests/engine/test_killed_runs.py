@@ -137,15 +137,17 @@ def fresh(start, program, tmp_path, killed, policy):
     return Killed(running, tmp_path / str(running.pid), program("register_check"), policy)
 
 
-def at_each_step(kill, stride):
+def at_each_step(kill, stride, steps):
     """Have kill(number) done at every ``stride``-th step; (kills, runs that ended before theirs).
+
+    ``steps`` is about how many a run takes: the first kill is in the first half of them.
 
     How many steps a run takes depends on how busy the machine is (a thread that runs is visited
     again and again), so it is not counted before: PAST runs in a row that end by themselves are
     past the last step.
     """
     kills = ended = past = 0
-    number = 1 + SEED % stride
+    number = 1 + SEED % min(stride, max(1, steps // 2))
     while past < PAST:
         if kill(number):
             kills, past = kills + 1, 0
@@ -195,10 +197,10 @@ def kill_at_steps(world, program, start, tmp_path, way, policy, stride):
 
         return kill
 
-    figures = {"loading": at_each_step(loading, stride)}
-    figures["apply"] = at_each_step(later("apply"), stride)
+    figures = {"loading": at_each_step(loading, stride, len(taken["loading"]))}
+    figures["apply"] = at_each_step(later("apply"), stride, len(taken["apply"]))
     model.complete("apply")
-    figures["revert"] = at_each_step(later("revert"), stride)
+    figures["revert"] = at_each_step(later("revert"), stride, len(taken["revert"]))
     kills = sum(killed for killed, _ in figures.values())
     print(
         f"seed {SEED}, {way} {policy}: {kills} kills at steps (stride {stride}; "
@@ -247,7 +249,7 @@ def test_what_an_earlier_use_left_in_a_row_is_no_tampering(world, policy):
         killed.complete("revert")
         return code == -9
 
-    kills, _ = at_each_step(kill, 2)
+    kills, _ = at_each_step(kill, 2, steps=20)
     assert kills > 10
     assert len(killed.states) >= 2, killed.states
 
