@@ -120,6 +120,14 @@ static long wf_session_map(struct wf_session *session, unsigned int number,
 						     wf_unload(session, &arguments);
 }
 
+static long wf_session_write(struct wf_session *session, const void __user *where)
+{
+	struct wfpatch_write arguments;
+	int error = wf_copy_arguments(&arguments, sizeof(arguments), where);
+
+	return error ? error : wf_write(session, &arguments);
+}
+
 static long wf_session_arm(struct wf_session *session, void __user *where)
 {
 	struct wfpatch_arm arguments;
@@ -171,6 +179,8 @@ static long wf_session_request(struct wf_session *session, unsigned int number,
 	case _IOC_NR(WFPATCH_IOC_LOAD):
 	case _IOC_NR(WFPATCH_IOC_UNLOAD):
 		return visiting ? -EBUSY : wf_session_map(session, number, where);
+	case _IOC_NR(WFPATCH_IOC_WRITE):
+		return visiting ? -EBUSY : wf_session_write(session, where);
 	case _IOC_NR(WFPATCH_IOC_ARM):
 		return visiting ? -EBUSY : wf_session_arm(session, where);
 	case _IOC_NR(WFPATCH_IOC_VISIT):

@@ -230,6 +230,9 @@ int wf_copy_arguments(void *to, size_t size, const void __user *from);
 int wf_load(struct wf_session *session, const struct wfpatch_map *arguments);
 int wf_unload(struct wf_session *session, const struct wfpatch_map *arguments);
 
+/* write.c */
+int wf_write(struct wf_session *session, const struct wfpatch_write *arguments);
+
 /* poke.c */
 int wf_arm(struct wf_session *session, struct wfpatch_arm *arguments);
 void wf_synchronize_cores(void);

@@ -10,7 +10,9 @@ from __future__ import annotations
 import errno
 import os
 import struct
+from collections.abc import Callable
 from types import TracebackType
+from typing import Optional
 
 from wfpatch.backend.steps import step
 from wfpatch.errors import Failed, Refused
@@ -19,10 +21,15 @@ _CHUNK = 1 << 30
 
 
 class ProcessMemory:
-    """The memory of one process. Page protections do not stop writes (FOLL_FORCE)."""
+    """The memory of one process. Page protections do not stop writes (FOLL_FORCE).
+
+    ``force(address, data)`` is asked where they do: kernels with PROC_MEM_FORCE_PTRACE let only
+    the process's tracer write to what it may not write to itself. True when all was written.
+    """
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
+        self.force: Optional[Callable[[int, bytes], bool]] = None
         try:
             self._fd = os.open(f"/proc/{pid}/mem", os.O_RDWR | os.O_CLOEXEC)
         except (FileNotFoundError, ProcessLookupError):
@@ -99,6 +106,8 @@ class ProcessMemory:
                 )
             except OSError as error:
                 if error.errno in (errno.EIO, errno.EFAULT, errno.EINVAL, errno.EOVERFLOW):
+                    if self.force is not None and self.force(address + written, data[written:]):
+                        return
                     raise Failed(
                         "memory_unwritable",
                         f"process {self.pid}: {len(data)} bytes at {address:#x} are not writable"

@@ -214,6 +214,62 @@ static void test_load(void)
 	end_victim(victim);
 }
 
+static void test_write(void)
+{
+	static unsigned char bytes[3 * PAGE], back[3 * PAGE];
+	pid_t victim = start_victim((struct crowd){ .sleepers = 1, .computing = 1 });
+	int session = attach(victim), memory;
+	struct wfpatch_map map = { .size = sizeof(map), .fd = -1, .address = 0x200000000000,
+				   .length = 3 * PAGE, .flags = WFPATCH_MAP_EXEC };
+	struct wfpatch_write order = { .size = sizeof(order), .data = (uintptr_t)bytes };
+	char path[64];
+	size_t i;
+
+	for (i = 0; i < sizeof(bytes); i++)
+		bytes[i] = i * 7 + (i >> 8) + 1;
+	EXPECT(ask(session, WFPATCH_IOC_LOAD, &map), 0);
+	/* Neither end is aligned, and two boundaries of pages lie between them. */
+	order.address = map.address + 5;
+	order.length = 2 * PAGE + 13;
+	EXPECT(ask(session, WFPATCH_IOC_WRITE, &order), 0);
+	CHECK(!strcmp(protection_of(victim, map.address), "r-xp"), "mapped %s",
+	      protection_of(victim, map.address));
+	snprintf(path, sizeof(path), "/proc/%d/mem", victim);
+	memory = open(path, O_RDONLY);
+	CHECK(pread(memory, back, sizeof(back), map.address) == sizeof(back), "read");
+	CHECK(!memcmp(back + 5, bytes, order.length), "other bytes were written");
+	for (i = 0; i < sizeof(back); i++)
+		if (i < 5 || i >= 5 + order.length)
+			CHECK(!back[i], "byte %zu was written", i);
+	/* Nothing at all where a part of it is not there. */
+	order.address = map.address + 2 * PAGE + 1000;
+	order.length = 2 * PAGE;
+	EXPECT(ask(session, WFPATCH_IOC_WRITE, &order), -EFAULT);
+	CHECK(pread(memory, back, PAGE, map.address + 2 * PAGE) == PAGE && !back[1000], "written");
+	/* What is shared is not the program's alone. */
+	order.address = (uintptr_t)shared;
+	order.length = 8;
+	EXPECT(ask(session, WFPATCH_IOC_WRITE, &order), -EFAULT);
+	order.address = map.address;
+	order.data = 8;
+	EXPECT(ask(session, WFPATCH_IOC_WRITE, &order), -EFAULT);
+	order.length = 0;
+	EXPECT(ask(session, WFPATCH_IOC_WRITE, &order), -EINVAL);
+	order.length = WFPATCH_MAX_WRITE + 1;
+	EXPECT(ask(session, WFPATCH_IOC_WRITE, &order), -EINVAL);
+	order.length = ~0ULL;
+	EXPECT(ask(session, WFPATCH_IOC_WRITE, &order), -EINVAL);
+	order.length = 8;
+	order.address = 0xffff800000000000;
+	EXPECT(ask(session, WFPATCH_IOC_WRITE, &order), -EINVAL);
+	order.address = map.address;
+	order.flags = 1;
+	EXPECT(ask(session, WFPATCH_IOC_WRITE, &order), -EINVAL);
+	close(memory);
+	close(session);
+	end_victim(victim);
+}
+
 static void test_exec_and_exit(void)
 {
 	struct wfpatch_map map = { .size = sizeof(map), .fd = -1, .address = 0x200000000000,
@@ -687,6 +743,7 @@ static const struct test tests[] = {
 	{ "attach", test_attach },
 	{ "permission", test_permission },
 	{ "load", test_load },
+	{ "write", test_write },
 	{ "exec_and_exit", test_exec_and_exit },
 	{ "thread", test_thread },
 	{ "words", test_words },

@@ -20,6 +20,7 @@ STRUCTURES = {
     "wfpatch_info": kernel_requests.Info,
     "wfpatch_attach": kernel_requests.Attach,
     "wfpatch_map": kernel_requests.Map,
+    "wfpatch_write": kernel_requests.Write,
     "wfpatch_poke": kernel_requests.Poke,
     "wfpatch_move": kernel_requests.Move,
     "wfpatch_arm": kernel_requests.Arm,
@@ -56,9 +57,10 @@ CONSTANTS = {
     "THREAD_WORDS",
     "THREAD_FRAME",
     "MAX_WORDS",
+    "MAX_WRITE",
     "SEEN_ASLEEP",
 }
-REQUESTS = ("INFO", "ATTACH", "LOAD", "UNLOAD", "ARM", "VISIT", "CANCEL", "LIST", "THREAD")
+REQUESTS = ("INFO", "ATTACH", "LOAD", "UNLOAD", "ARM", "VISIT", "CANCEL", "LIST", "THREAD", "WRITE")
 
 
 @pytest.fixture(scope="module")

@@ -28,6 +28,7 @@ from proof.patching import Patching, only_way, told
 from wfpatch.backend import steps
 from wfpatch.discovery import find_targets
 from wfpatch.live_process import open_process
+from wfpatch.maps import MemoryMap
 from wfpatch.tasks import list_tasks, read_status
 
 STRIDE = int(os.environ.get("WFPATCH_KILL_STRIDE", "20"))
@@ -296,6 +297,30 @@ def test_killed_at_random_times(world, way, policy):
 @pytest.mark.parametrize(("way", "policy"), WAYS)
 def test_two_thousand_kills(world, way, policy):
     kill_at_random(world(way, policy), 2000 // len(WAYS))
+
+
+@backends.kernel_only
+def test_where_procfs_forces_nothing(world, program, start, tmp_path, monkeypatch):
+    """As kernels with PROC_MEM_FORCE_PTRACE are: only what a program may write to is written."""
+    killed = fresh(start, program, tmp_path, world("byte", "auto"), "auto")
+    pid = killed.running.pid
+    true_write = os.pwrite
+    refused = []
+
+    def pwrite(fd, data, address):
+        of_memory = os.readlink(f"/proc/self/fd/{fd}").endswith("/mem")
+        mapping = MemoryMap.read(pid).containing(address) if of_memory else None
+        if mapping is not None and not mapping.writable:
+            refused.append(address)
+            raise OSError(errno.EIO, "as if by the kernel")
+        return true_write(fd, data, address)
+
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    killed.patching.patched("fix", timeout=60)
+    killed.look()
+    killed.patching.reverted("fix", timeout=60)
+    killed.look()
+    assert len(refused) > 3
 
 
 @backends.kernel_only

@@ -34,6 +34,18 @@ def test_unmapped_memory_is_named(program, start):
         assert caught.value.reason == "memory_unwritable"
 
 
+def test_what_procfs_does_not_write_is_asked_for(program, start):
+    process = start(program("threads"), 1)
+    asked = []
+    with ProcessMemory(process.pid) as memory:
+        memory.force = lambda address, data: asked.append((address, data)) or len(asked) < 2
+        memory.write(8, b"by somebody else")
+        with pytest.raises(Failed) as caught:
+            memory.write(8, b"by nobody")
+    assert caught.value.reason == "memory_unwritable"
+    assert asked == [(8, b"by somebody else"), (8, b"by nobody")]
+
+
 def test_a_read_over_the_end_of_a_mapping_is_no_short_read(program, start):
     process = start(program("threads"), 1)
     maps = MemoryMap.read(process.pid)

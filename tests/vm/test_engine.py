@@ -21,7 +21,7 @@ PART = (
     "tests/engine/test_kernel_requests.py tests/engine/test_tail_calls.py",
     "tests/engine/test_entries.py -k 'all_kinds_together and auto'",
     "tests/engine/test_stragglers.py -k 'completes or reverted or tampering'",
-    "tests/engine/test_killed_runs.py -k 'module_cannot or (at_steps and byte-auto)'",
+    "tests/engine/test_killed_runs.py -k 'module_cannot or procfs or (at_steps and byte-auto)'",
     "tests/engine/test_refusals.py -k 'gs or tracer or traced or busy or another'",
 )
 WHOLE = (

@@ -134,6 +134,7 @@ class KernelSession(ProcessView):
 
     def __init__(self, pid: int) -> None:
         super().__init__(pid)
+        self.memory.force = self._write
         self._fd = -1
         self._map: MemoryMap | None = None
         self._interrupted = InterruptedCalls()
@@ -219,6 +220,27 @@ class KernelSession(ProcessView):
         return self._request(
             number, arguments, doing, errno.EEXIST, errno.EINVAL, errno.ENOMEM, errno.EACCES
         )
+
+    def _write(self, address: int, data: bytes) -> bool:
+        """Write where /proc/PID/mem does not (ProcessMemory.force)."""
+        for at in range(0, len(data), kernel_requests.MAX_WRITE):
+            part = data[at : at + kernel_requests.MAX_WRITE]
+            buffer = ctypes.create_string_buffer(part, len(part))
+            wanted = kernel_requests.Write(
+                size=ctypes.sizeof(kernel_requests.Write),
+                address=address + at,
+                data=ctypes.addressof(buffer),
+                length=len(part),
+            )
+            result = self._request(
+                kernel_requests.WRITE,
+                wanted,
+                "writing to memory",
+                *(errno.EFAULT, errno.EINVAL, errno.ENOTTY),
+            )
+            if result:
+                return False
+        return True
 
     # Changing code
 

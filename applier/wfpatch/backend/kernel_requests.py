@@ -54,6 +54,7 @@ _S32 = ctypes.c_int32
 _U64 = ctypes.c_uint64
 
 POKE_LENGTH = 16
+MAX_WRITE = 1 << 20
 
 
 class Info(ctypes.Structure):
@@ -84,6 +85,18 @@ class Map(ctypes.Structure):
         ("address", _U64),
         ("length", _U64),
         ("offset", _U64),
+    )
+
+
+class Write(ctypes.Structure):
+    """struct wfpatch_write."""
+
+    _fields_ = (
+        ("size", _U32),
+        ("flags", _U32),
+        ("address", _U64),
+        ("data", _U64),
+        ("length", _U64),
     )
 
 
@@ -239,6 +252,7 @@ VISIT = _ioc(_WRITE, 19, Visit)
 CANCEL = _ioc(0, 20, None)
 LIST = _ioc(_BOTH, 21, List)
 THREAD = _ioc(_BOTH, 22, Thread)
+WRITE = _ioc(_WRITE, 23, Write)
 
 #: Those that change the process.
 _STEPS = {
@@ -247,6 +261,7 @@ _STEPS = {
     ARM: "kernel arm",
     VISIT: "kernel visit",
     THREAD: "kernel thread",
+    WRITE: "kernel write",
 }
 
 

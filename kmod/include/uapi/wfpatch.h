@@ -27,6 +27,7 @@
 
 /* Limits; more is EINVAL. */
 #define WFPATCH_MAX_MAP		0x40000000ULL	/* bytes of one LOAD or UNLOAD */
+#define WFPATCH_MAX_WRITE	0x100000U	/* bytes of one WRITE */
 #define WFPATCH_MAX_POKES	16384		/* of one ARM */
 #define WFPATCH_MAX_POKE_LENGTH	16		/* bytes of one poke */
 #define WFPATCH_MAX_MOVES	256		/* of one ARM */
@@ -95,6 +96,26 @@ struct wfpatch_map {
 
 #define WFPATCH_MAP_WRITE	_BITUL(0)
 #define WFPATCH_MAP_EXEC	_BITUL(1)
+
+/**
+ * struct wfpatch_write - WRITE to memory, whatever its protection
+ * @size: of this structure
+ * @flags: 0
+ * @address: of the first byte; all of them are mapped, and privately (else EFAULT, and nothing was
+ *	written)
+ * @data: address of the bytes
+ * @length: 1 to WFPATCH_MAX_WRITE
+ *
+ * Aligned words of eight bytes are stored in one piece. For what no thread executes: code that
+ * threads may be in is changed by ARM.
+ */
+struct wfpatch_write {
+	__u32 size;
+	__u32 flags;
+	__u64 address;
+	__u64 data;
+	__u64 length;
+};
 
 /**
  * struct wfpatch_poke - bytes of code to change while threads run
@@ -385,5 +406,6 @@ struct wfpatch_thread {
 #define WFPATCH_IOC_CANCEL	_IO(WFPATCH_IOC_MAGIC, 20)
 #define WFPATCH_IOC_LIST	_IOWR(WFPATCH_IOC_MAGIC, 21, struct wfpatch_list)
 #define WFPATCH_IOC_THREAD	_IOWR(WFPATCH_IOC_MAGIC, 22, struct wfpatch_thread)
+#define WFPATCH_IOC_WRITE	_IOW(WFPATCH_IOC_MAGIC, 23, struct wfpatch_write)
 
 #endif /* _UAPI_WFPATCH_H */
