@@ -118,9 +118,10 @@ def test_a_host_without_headers(machine: Machine, play: Play) -> None:
 
 
 def test_it_is_built_there_and_loaded(machine: Machine, play: Play) -> None:
+    applier = machine.run("test -e /usr/local/sbin/wfpatch", check=False).returncode == 0
     run = play("install", "-v", wfpatch_kernel_service="required", **SIGNED)
     assert run.code == 0
-    assert run.changed["vm"] == 1
+    assert run.changed["vm"] == (1 if applier else 2)
     assert '"kernel_service_backend": "kernel"' in run.output
     said = result(run)
     release = machine.run("uname -r").stdout.strip()
