@@ -102,7 +102,7 @@ struct wfpatch_map {
  * @size: of this structure
  * @flags: 0
  * @address: of the first byte; all of them are mapped, and privately (else EFAULT, and nothing was
- *	written)
+ *	written; where a page of them cannot be had, what lies before it may have been)
  * @data: address of the bytes
  * @length: 1 to WFPATCH_MAX_WRITE
  *
